@@ -1,0 +1,3 @@
+"""Optimisation as a layer: batches of quadratic programs, solved and differentiated exactly."""
+
+__version__ = "0.1.0"
