@@ -1,0 +1,109 @@
+# Everything starts from a clean clone with Python >= 3.10, a C++ compiler, make and PyPI.
+# `make test`, `make sudoku`: set up what they need by themselves.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+STAMP  := $(VENV)/.stamp-dev
+BENCH_VENV  := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.stamp
+# cmake and ninja come from PyPI with the dev extra; a system need not have them.
+CMAKE  := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake
+ARGS   ?=
+# BLAS and OpenMP threads beside several test processes only get in each other's way.
+ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup docs docs-serve wheel \
+        sanitize fuzz gpu clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- environment ---------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, with its constraint, so that nothing else chooses a version. The core is left to `make core`.
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -C wheel.cmake=false -e '.[dev]'
+	touch $@
+
+setup: $(STAMP)  ## .venv with the package (editable) and every tool
+
+core: $(STAMP)  ## rebuild the compiled core into src/optlayer/lib
+	$(CMAKE) -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
+	$(CMAKE) --build build/core
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+# The core is rebuilt when its sources are newer; cmake knows.
+test: $(STAMP) core  ## the test suite, two processes
+	$(ONE) $(BIN)/python -m pytest -q -n 2 -m 'not slow' $(ARGS)
+
+test-slow: $(STAMP) core  ## the tests that take minutes
+	$(ONE) $(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)
+
+lint: $(STAMP)  ## ruff: style and formatting rules
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+
+sanitize: $(STAMP)  ## C++ tests (all teams, Scrambled too) under address and undefined-behaviour sanitizers
+	$(CMAKE) -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOPTLAYER_TESTS=ON -DOPTLAYER_SANITIZE=ON \
+	  -DOPTLAYER_LIBRARIES=OFF >/dev/null
+	$(CMAKE) --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+fuzz: $(STAMP) core  ## random problems, all backends against each other, until stopped or SECONDS are over
+	$(ONE) $(BIN)/python -m tests.fuzz $(ARGS)
+
+gpu: $(STAMP) core  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+# --- experiments and measurements ----------------------------------------------------------------------------------
+
+sudoku: $(STAMP) core  ## learn 4x4 Sudoku from examples (ARGS=... for `optlayer sudoku`)
+	$(BIN)/optlayer sudoku $(ARGS)
+
+paper: $(STAMP) core  ## every experiment of the OptNet paper
+	$(BIN)/optlayer paper $(ARGS)
+
+$(BENCH_STAMP): pyproject.toml constraints.txt CMakeLists.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[bench]'
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps qpth
+	touch $@
+
+bench-setup: $(BENCH_STAMP)  ## .venv-bench with the package and its peers
+
+bench: $(BENCH_STAMP) core  ## time against the peers; writes the report from the measurements
+	$(BENCH_VENV)/bin/python -m benchmarks.run $(ARGS)
+
+# --- documentation and packages ------------------------------------------------------------------------------------
+
+docs: $(STAMP)  ## the site, every warning an error
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(STAMP)  ## the site at localhost:8000
+	$(BIN)/mkdocs serve
+
+wheel: $(STAMP)  ## sdist and wheel, checked, the wheel tried in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build -q --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt dist/*.whl
+	cd build && wheel-env/bin/python ../tests/smoke.py --core
+
+clean:  ## everything made here, except the environments
+	rm -rf build dist site src/optlayer/lib .pytest_cache .mypy_cache .ruff_cache .hypothesis
