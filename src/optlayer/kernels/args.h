@@ -1,0 +1,36 @@
+// The one struct that crosses the border between Python and the kernels.
+// Addresses, strides (in elements between two members; 0: the batch shares the tensor), sizes, settings.
+// Mirrored by backends/args.py; a test compares the layout of both sides.
+#pragma once
+#include <cstdint>
+
+namespace optlayer {
+
+enum Status : int32_t { SOLVED = 0, MAX_ITERATIONS = 1, NUMERICAL_ERROR = 4 };
+enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4 };
+
+struct Tensor {
+    void* data;      // nullptr: absent
+    int64_t stride;  // elements from one member to the next
+};
+
+struct Args {
+    int32_t n, m, p, batch;
+    int32_t single;          // 1: float32, 0: float64
+    int32_t diagonal;        // Q holds a diagonal
+    int32_t method;          // Method; AUTO on entry is replaced by the choice
+    int32_t lanes;           // 0: choose; 1: one QP at a time; else: one QP per SIMD lane
+    int32_t threads;
+    int32_t max_iterations;
+    int32_t polish;
+    int32_t keep;            // keep the factorisation for the derivative
+    double tolerance;
+    Tensor Q, q, G, h, A, b, lb, ub;
+    Tensor z, s, lam, nu, lam_lb, lam_ub;                      // the solution (adjoint: in)
+    Tensor status, iterations, primal_residual, dual_residual, gap;
+    Tensor r_z, r_lam, r_nu, r_lb, r_ub;                       // adjoint: right-hand side
+    Tensor v_z, v_lam, v_nu, v_lb, v_ub;                       // adjoint: solution
+    Tensor factor;                                             // bytes
+};
+
+}  // namespace optlayer

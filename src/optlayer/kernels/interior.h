@@ -1,0 +1,254 @@
+// The primal-dual interior point of §3.1 (Mehrotra's predictor-corrector), and after it the polish:
+// the problem with its active rows as equalities, which gives the solution to the last digits and is
+// the system of the derivative. One elimination (`System`) hides how a Newton system is solved.
+#pragma once
+#include "workspace.h"
+
+namespace optlayer {
+
+template <class V>
+struct Point {  // of one QP, in the user's units
+    V *z, *nu, *y, *s, *lam;
+    V primal, dual, gap;
+    V iterations;
+    V solved;  // 1 or 0
+
+    void place(Arena& a, int n, int m, int rows, int sides) {
+        z = a.take<V>(n), nu = a.take<V>(m), y = a.take<V>(rows), s = a.take<V>(sides), lam = a.take<V>(sides);
+    }
+};
+
+template <class Tm, class V, class U, class System>
+struct Interior {
+    const Tm& t;
+    const Data<V, U>& a;
+    System& system;
+    Sides<V>& x;
+    Point<V>& out;
+    using T = scalar_of<V>;
+    V *gd, *gp, *dz, *dnu, *row;  // residuals and corrections of the polish, scratch
+
+    void place(Arena& w) {
+        gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), dnu = w.take<V>(a.m), row = w.take<V>(a.rows());
+    }
+
+    // Residuals of `out` and whether they meet the tolerance, each relative to 1 + its largest term.
+    V judge() {
+        const int n = a.n;
+        // stationarity: Qz + q + A'nu + C'y
+        V big = t.max(n, V(0), [&](int j) { return abs(a.q[j]); });
+        t.each(n, [&](int j) { gd[j] = V(0); });
+        a.add_Qz(t, out.z, gd);
+        big = t.max(n, big, [&](int j) { return abs(gd[j]); });
+        const V zQz = t.sum(n, [&](int j) { return out.z[j] * gd[j]; });
+        const V qz = t.sum(n, [&](int j) { return out.z[j] * a.q[j]; });
+        t.each(n, [&](int j) { dz[j] = V(0); });
+        a.add_rows_t(t, out.y, dz);
+        big = t.max(n, big, [&](int j) { return abs(dz[j]); });
+        t.each(n, [&](int j) { gd[j] = gd[j] + a.q[j] + dz[j]; dz[j] = V(0); });
+        if (a.m) t.gemv(n, a.m, a.A, n, out.nu, dz);
+        big = t.max(n, big, [&](int j) { return abs(dz[j]); });
+        t.each(n, [&](int j) { gd[j] = gd[j] + dz[j]; });
+        out.dual = t.max(n, V(0), [&](int j) { return abs(gd[j]); });
+        V rel = out.dual / (V(1) + big);
+        // feasibility
+        big = t.max(a.m, V(0), [&](int i) { return abs(a.b[i]); });
+        t.each(a.m, [&](int i) { gp[i] = V(0); });
+        if (a.m) t.gemv_t(n, a.m, a.A, n, out.z, gp);
+        big = t.max(a.m, big, [&](int i) { return abs(gp[i]); });
+        V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
+        t.each(a.m, [&](int i) { gp[i] = gp[i] - a.b[i]; });
+        out.primal = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
+        a.rows_times(t, out.z, x.v);
+        V hlam = V(0);
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = x.h[k] - sg * x.v[i];
+            out.primal = max(out.primal, -x.on[k] * slack);
+            big = max(big, x.on[k] * max(abs(x.h[k]), abs(x.v[i])));
+            hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
+        });
+        rel = max(rel, out.primal / (V(1) + big));
+        out.gap = abs(zQz + qz + bnu + hlam);
+        rel = max(rel, out.gap / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
+        return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
+    }
+
+    // Mehrotra's loop over the lanes that are live; leaves s, lam and the system's variables at the last point.
+    template <class M>
+    void loop(M live, T tolerance, int iterations) {
+        const V tol = V(tolerance);
+        for (int it = 0; it < iterations; ++it) {
+            system.row_values(x.v);
+            V infeasible = V(0), mu = V(0);
+            t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.e[i] = V(0); });
+            x.each(t, [&](int k, int i, V sg) {
+                x.r[k] = x.on[k] * (fma(sg, x.v[i], x.s[k]) - x.h[k]);
+                infeasible = max(infeasible, abs(x.r[k]) * x.d[i]);
+                mu = fma(x.s[k], x.lam[k], mu);
+            });
+            mu = mu / max(x.count, V(1));
+            const auto done = (infeasible <= tol * max(system.unit, V(T(1e-3)))) & (mu <= tol * system.unit * system.unit_dual)
+                            & (system.stationarity <= tol * max(system.unit, V(T(1e-3))));
+            live = live & !done & (mu >= V(0));
+            if (!any(live)) return;
+            out.iterations = select(live, out.iterations + V(1), out.iterations);
+
+            // predictor: aim at s∘lam = 0
+            x.each(t, [&](int k, int i, V sg) {
+                const V w = V(1) / x.s[k];
+                x.c[k] = w;
+                x.D[i] = fma(x.lam[k], w, x.D[i]);
+                x.e[i] = fma(sg, x.lam[k] * (fma(x.r[k], w, V(-1))), x.e[i]);  // (lam r - s lam) / s
+            });
+            system.factor(x.D);
+            system.direction(x.e, x.dy, x.dt);
+            V step = V(1);
+            x.each(t, [&](int k, int i, V sg) {
+                const V ds = -x.r[k] - sg * x.dt[i];
+                const V dl = -x.lam[k] - x.lam[k] * x.c[k] * ds;
+                x.ds[k] = ds, x.dlam[k] = dl;
+                step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
+            });
+            V after = V(0);
+            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(step, x.dlam[k], x.lam[k]), after); });
+            V sigma = after / max(x.count, V(1)) / max(mu, V(T(1e-37)));
+            sigma = min(sigma * sigma * sigma, V(1));
+
+            // corrector: aim at s∘lam = sigma mu, second order included
+            t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
+            x.each(t, [&](int k, int i, V sg) {
+                const V target = x.on[k] * fma(x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -(sigma * mu)));
+                x.ds[k] = target;
+                x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -target) * x.c[k], x.e[i]);
+            });
+            system.direction(x.e, x.dy, x.dt);
+            step = V(T(1e10));
+            x.each(t, [&](int k, int i, V sg) {
+                const V ds = -x.r[k] - sg * x.dt[i];
+                const V dl = -(fma(x.lam[k], ds, x.ds[k])) * x.c[k];
+                x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
+                step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), step));
+            });
+            step = min(V(1), step * V(sizeof(T) == 8 ? T(0.995) : T(0.99)));
+            step = select(step >= V(0), step, V(0));
+            x.each(t, [&](int k, int, V) {
+                x.s[k] = select(live & (x.on[k] > V(0)), fma(step, x.ds[k], x.s[k]), x.s[k]);
+                x.lam[k] = select(live, fma(step, x.dlam[k], x.lam[k]), x.lam[k]);
+            });
+            system.advance(live, step, x.dy);
+            live = live & (step > V(T(1e-8)));  // no way forward: another method must try
+        }
+    }
+
+    // largest step that keeps v + step dv >= 0
+    static V longest(V v, V dv) { return select(dv < V(0), -v / min(dv, V(-T(1e-37))), V(T(1e10))); }
+
+    // The point of the interior loop as it is.
+    template <class M>
+    void take_interior(M which) {
+        t.each(a.rows(), [&](int i) { row[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg * x.on[k], x.lam[k], row[i]); });
+        system.recover(row, dz, dnu);
+        t.each(a.n, [&](int j) { out.z[j] = select(which, dz[j], out.z[j]); });
+        t.each(a.m, [&](int i) { out.nu[i] = select(which, dnu[i], out.nu[i]); });
+        t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
+        x.each(t, [&](int k, int, V) {
+            out.s[k] = select(which, x.s[k], out.s[k]);
+            out.lam[k] = select(which, x.on[k] * x.lam[k], out.lam[k]);
+        });
+    }
+
+    // Active rows become equalities, the others vanish; iterative refinement against the data themselves.
+    template <class M>
+    void polish(M which, int rounds) {
+        t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.goal[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) {
+            const auto active = (x.on[k] > V(0)) & (x.lam[k] * system.unit > x.s[k] * x.d[i] * x.d[i] * system.unit_dual);
+            x.weight[k] = select(active, system.hard(i), V(0));
+            x.D[i] = x.D[i] + x.weight[k];
+            x.r[k] = select(active, V(1), V(0));
+            x.goal[i] = select(active, sg * x.h[k], x.goal[i]);
+        });
+        system.factor(x.D);
+        t.each(a.rows(), [&](int i) { out.y[i] = select(which & !(x.D[i] > V(0)), V(0), out.y[i]); });
+        for (int round = 0; round < rounds; ++round) {
+            t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
+            a.add_Qz(t, out.z, gd);
+            a.add_rows_t(t, out.y, gd);
+            if (a.m) t.gemv(a.n, a.m, a.A, a.n, out.nu, gd);
+            t.each(a.n, [&](int j) { gd[j] = -gd[j]; });
+            t.each(a.m, [&](int i) { gp[i] = -a.b[i]; });
+            if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, out.z, gp);
+            t.each(a.m, [&](int i) { gp[i] = -gp[i]; });
+            a.rows_times(t, out.z, x.v);
+            t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * (x.v[i] - x.goal[i]); });
+            system.kkt(gd, gp, x.e, dz, dnu, x.dy, x.dt);
+            t.each(a.n, [&](int j) { out.z[j] = select(which, out.z[j] + dz[j], out.z[j]); });
+            t.each(a.m, [&](int i) { out.nu[i] = select(which, out.nu[i] + dnu[i], out.nu[i]); });
+            t.each(a.rows(), [&](int i) { out.y[i] = select(which & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
+        }
+        // signs: what is negative is cut off, and judged by the residuals
+        a.rows_times(t, out.z, x.v);
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
+            out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]);
+            out.s[k] = select(which, select(x.r[k] > V(0), V(0), slack), out.s[k]);
+        });
+        t.each(a.rows(), [&](int i) { row[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg, out.lam[k], row[i]); });
+        t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
+    }
+
+    // Weights of the interior point itself, where no active set could be confirmed.
+    template <class M>
+    void weigh_interior(M which) {
+        t.each(a.rows(), [&](int i) { x.D[i] = V(0); });
+        x.each(t, [&](int k, int i, V) {
+            const V soft = x.on[k] * out.lam[k] / max(out.s[k], V(T(1e-30)));
+            x.weight[k] = select(which, min(soft, system.hard(i)), x.weight[k]);
+            x.D[i] = x.D[i] + x.weight[k];
+        });
+    }
+
+    void run(T tolerance, int iterations, bool with_polish) {
+        constexpr bool twice = sizeof(T) == 8;
+        const T near = twice ? T(1e-8) : T(1e-4), tight = twice ? T(1e-13) : T(1e-6);
+        const V exact = V(twice ? tolerance * T(1e-2) : tolerance * T(0.1));
+        const V zero = V(0);
+        auto open = zero <= zero;
+        out.iterations = zero;
+        x.count = zero;
+        x.each(t, [&](int k, int, V) { x.count = x.count + x.on[k]; });
+        system.start(x);
+        if (with_polish) {
+            loop(open, near, iterations);
+            take_interior(open);
+            polish(open, twice ? 3 : 2);
+            open = !(judge() <= exact);
+        }
+        if (any(open)) {
+            loop(open, tight, iterations);
+            take_interior(open);
+            if (with_polish) {
+                polish_again(open, exact);
+            }
+            weigh_interior(open);
+            system.factor(x.D);
+        }
+        out.solved = select(judge() <= V(tolerance), V(1), zero);
+    }
+
+    // A second attempt from the tight point; kept by the lanes where it meets the exact mark.
+    template <class M>
+    void polish_again(M& open, V exact) {
+        const auto wanted = open;
+        t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes polished before
+        polish(wanted, 4);
+        const V after = judge();
+        open = wanted & !(after <= exact);
+        take_interior(open);
+        t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
+    }
+};
+
+}  // namespace optlayer

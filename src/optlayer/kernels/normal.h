@@ -1,0 +1,371 @@
+// Normal equations: the inequalities are condensed into H = Q + C'DC (bounds touch its diagonal only),
+// the equalities follow by the Schur complement A H⁻¹ A'. Needs no positive definite Q.
+// When Q is diagonal and rows are few, H stays diagonal: the rows of G are kept beside A in the complement
+//     [A; G] H⁻¹ [A; G]' + diag(δ, W).
+#pragma once
+#include "workspace.h"
+
+namespace optlayer {
+
+template <class Tm, class V, class U>
+struct Normal {
+    const Tm& t;
+    const Data<V, U>& a;
+    bool keep_rows;  // rows of G stay in the complement
+    using T = scalar_of<V>;
+
+    V *K, *iK, *B, *S, *iS, *GD;  // factors; B = [A; G] L⁻'; scratch for D G
+    V *z, *nu, *y, *rd, *rp, *vz, *vnu, *u, *w, *W, *D;
+    V unit, unit_dual, stationarity, scale_dual, kappa;
+
+    bool diagonal_H() const { return a.diagonal && (a.p == 0 || keep_rows); }
+    int kept() const { return keep_rows ? a.p : 0; }
+    int mk() const { return a.m + kept(); }
+
+    void place(Arena& keep, Arena& work) {
+        const int n = a.n, k = mk();
+        K = keep.take<V>(diagonal_H() ? 0 : size_t(n) * n), iK = keep.take<V>(n);
+        S = keep.take<V>(size_t(k) * k), iS = keep.take<V>(k), W = keep.take<V>(kept()), D = keep.take<V>(a.rows());
+        B = work.take<V>(size_t(n) * k);
+        GD = work.take<V>(keep_rows ? 0 : size_t(n) * a.p);
+        z = work.take<V>(n), nu = work.take<V>(a.m), y = work.take<V>(a.rows());
+        rd = work.take<V>(n), rp = work.take<V>(a.m), vz = work.take<V>(n), vnu = work.take<V>(a.m);
+        u = work.take<V>(k), w = work.take<V>(n);
+    }
+
+    V Qjj(int j) const { return V(a.diagonal ? a.Q[j] : a.Q[size_t(j) * a.n + j]); }
+    static constexpr T tiny() { return sizeof(T) == 8 ? T(1e-12) : T(1e-6); }
+
+    void factor(const V* D_) {
+        const int n = a.n, k = mk();
+        t.each(a.rows(), [&](int i) { D[i] = D_[i]; });
+        auto diag = [&](int j) { return a.bounds ? Qjj(j) + D[a.p + j] : Qjj(j); };
+        if (diagonal_H()) {
+            t.each(n, [&](int j) { iK[j] = V(1) / sqrt(diag(j) + V(tiny()) * kappa); });
+            for (int j = 0; j < n; ++j) {
+                t.each(a.m, [&](int i) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]) * iK[j]; });
+                t.each(kept(), [&](int i) { B[size_t(j) * k + a.m + i] = V(a.G[size_t(i) * n + j]) * iK[j]; });
+            }
+        } else {
+            for (int j = 0; j < n; ++j) {
+                if (a.diagonal) t.each(n - j, [&](int i) { K[size_t(j) * n + j + i] = V(0); });
+                else t.each(n - j, [&](int i) { K[size_t(j) * n + j + i] = V(a.Q[size_t(j) * n + j + i]); });
+                t.one([&] { K[size_t(j) * n + j] = diag(j); });
+            }
+            if (!keep_rows && a.p) {
+                for (int i = 0; i < a.p; ++i)
+                    t.each(n, [&](int j) { GD[size_t(i) * n + j] = -(V(a.G[size_t(i) * n + j]) * D[i]); });
+                t.update_lower(n, a.p, K, n, GD, n, a.G, n);
+            }
+            // proximal term: relative to the diagonal, so that no unit enters
+            t.each(n, [&](int j) {
+                V& d = K[size_t(j) * n + j];
+                d = d + V(tiny()) * (d + kappa);
+            });
+            t.cholesky(n, K, n, iK, V(0));
+            if (k) {
+                t.each(n * a.m, [&](int e) { B[size_t(e / a.m) * k + e % a.m] = V(a.A[size_t(e % a.m) * n + e / a.m]); });
+                t.trsm_right(k, n, B, k, K, n, iK);
+            }
+        }
+        if (k) {
+            t.each(k * k, [&](int e) { S[e] = V(0); });
+            t.update_lower(k, n, S, k, B, k, B, k);
+            for (int j = 0; j < k; ++j) t.each(k - j, [&](int i) { S[size_t(j) * k + j + i] = -S[size_t(j) * k + j + i]; });
+            const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));
+            t.each(kept(), [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
+            t.each(k, [&](int i) {
+                V& d = S[size_t(i) * k + i];
+                d = d + V(tiny()) * d;
+                if (i >= a.m) d = d + W[i - a.m];
+            });
+            t.cholesky(k, S, k, iS, V(0));
+        }
+    }
+
+    void solve_H(V* x) const {
+        if (diagonal_H()) {
+            t.each(a.n, [&](int j) { x[j] = x[j] * iK[j] * iK[j]; });
+        } else {
+            t.solve_lower(a.n, K, a.n, iK, x);
+            t.solve_lower_t(a.n, K, a.n, iK, x);
+        }
+    }
+
+    // Q vz + A'vnu + C'vy = rz,  A vz = rnu,  vy = D (C vz) + e
+    void kkt(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt) const {
+        const int n = a.n, k = mk();
+        t.each(n, [&](int j) { vz_[j] = a.bounds ? rz[j] - e[a.p + j] : rz[j]; });
+        if (!keep_rows && a.p) t.gemv(n, a.p, a.G, n, e, vz_, -1);
+        if (k) {
+            t.each(n, [&](int j) { w[j] = vz_[j]; });
+            solve_H(w);
+            t.each(k, [&](int i) { u[i] = i < a.m ? -rnu[i] : W[i - a.m] * e[i - a.m]; });
+            if (a.m) t.gemv_t(n, a.m, a.A, n, w, u);
+            if (kept()) t.gemv_t(n, a.p, a.G, n, w, u + a.m);
+            t.solve_lower(k, S, k, iS, u);
+            t.solve_lower_t(k, S, k, iS, u);
+            t.each(a.m, [&](int i) { vnu_[i] = u[i]; });
+            if (a.m) t.gemv(n, a.m, a.A, n, u, vz_, -1);
+            if (kept()) t.gemv(n, a.p, a.G, n, u + a.m, vz_, -1);
+        }
+        solve_H(vz_);
+        a.rows_times(t, vz_, vt);
+        t.each(a.rows(), [&](int i) { vy[i] = fma(D[i], vt[i], e[i]); });
+        if (kept()) t.each(a.p, [&](int i) { vy[i] = u[a.m + i]; });
+    }
+
+    // typical curvature: the unit of what is added to H
+    V curvature() const { return t.sum(a.n, [&](int j) { return abs(Qjj(j)); }) / V(T(a.n)); }
+
+    // A ridge-like start: rows are drawn to the point of their interval that is nearest to zero.
+    void start(Sides<V>& x) {
+        const int n = a.n, R = a.rows();
+        V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
+        t.each(R, [&](int i) {
+            V g = V(1);
+            if (i < a.p) {
+                g = V(0);
+                for (int j = 0; j < n; ++j) g = fma(V(a.G[size_t(i) * n + j]), V(a.G[size_t(i) * n + j]), g);
+            }
+            x.d[i] = select(g > V(0), V(1) / sqrt(max(g, V(T(1e-30)))), V(1));
+            x.v[i] = V(0);    // target: 0, moved into the interval
+            x.D[i] = V(0);
+        });
+        x.each(t, [&](int k, int i, V sg) {
+            const V over = sg * x.v[i] - x.h[k];
+            x.v[i] = select((x.on[k] > V(0)) & (over > V(0)), sg * x.h[k], x.v[i]);
+            x.D[i] = select(x.on[k] > V(0), V(1), x.D[i]);
+        });
+        const V far = t.max(R, V(1), [&](int i) { return abs(x.v[i]) * x.d[i]; });
+        kappa = curvature() + V(T(1e-2)) * qmax / far;
+        t.each(R, [&](int i) {
+            x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
+            x.e[i] = -x.D[i] * x.v[i];
+        });
+        factor(x.D);
+        t.each(n, [&](int j) { rd[j] = -a.q[j]; });
+        t.each(a.m, [&](int i) { rp[i] = a.b[i]; });
+        kkt(rd, rp, x.e, z, nu, y, x.v);
+        unit = V(0);
+        x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
+        const V pull = t.max(R, V(0), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
+        unit = max(max(unit, pull), V(T(1e-8)));
+        unit_dual = unit * kappa;
+        t.each(R, [&](int i) { y[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) {
+            const V s = max((x.h[k] - sg * x.v[i]) * x.d[i], unit);
+            x.s[k] = select(x.on[k] > V(0), s / x.d[i], V(1));
+            x.lam[k] = select(x.on[k] > V(0), unit * unit_dual / s * x.d[i], V(0));
+            y[i] = fma(sg, x.lam[k], y[i]);
+        });
+        scale_dual = max(qmax, unit_dual);
+    }
+
+    void row_values(V* v) {
+        a.rows_times(t, z, v);
+        t.each(a.n, [&](int j) { rd[j] = a.q[j]; });
+        a.add_Qz(t, z, rd);
+        a.add_rows_t(t, y, rd);
+        if (a.m) t.gemv(a.n, a.m, a.A, a.n, nu, rd);
+        t.each(a.m, [&](int i) { rp[i] = -a.b[i]; });
+        if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, z, rp);
+        stationarity = max(t.max(a.n, V(0), [&](int j) { return abs(rd[j]); }) / scale_dual,
+                           t.max(a.m, V(0), [&](int i) { return abs(rp[i]); }));
+        t.each(a.n, [&](int j) { rd[j] = -rd[j]; });
+        t.each(a.m, [&](int i) { rp[i] = -rp[i]; });
+    }
+    void direction(const V* e, V* dy, V* dt) { kkt(rd, rp, e, vz, vnu, dy, dt); }
+
+    template <class M>
+    void advance(M live, V alpha, const V* dy) {
+        t.each(a.n, [&](int j) { z[j] = select(live, fma(alpha, vz[j], z[j]), z[j]); });
+        t.each(a.m, [&](int i) { nu[i] = select(live, fma(alpha, vnu[i], nu[i]), nu[i]); });
+        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
+    }
+    void recover(const V*, V* z_, V* nu_) {
+        t.each(a.n, [&](int j) { z_[j] = z[j]; });
+        t.each(a.m, [&](int i) { nu_[i] = nu[i]; });
+    }
+    V hard(int i) const {
+        V g = V(1);
+        if (i < a.p) {
+            g = V(0);
+            for (int j = 0; j < a.n; ++j) g = fma(V(a.G[size_t(i) * a.n + j]), V(a.G[size_t(i) * a.n + j]), g);
+        }
+        return V(T(sizeof(T) == 8 ? 1e8 : 1e4)) * kappa / select(g > V(0), g, V(1));
+    }
+};
+
+// Null space of an A that the batch shares: z = A⁺b + Z u with A Z = 0 leaves n-m variables and no equality.
+// A' = [Y Z] [R; 0] by Householder reflections, once for the batch.
+template <class U>
+struct NullSpace {
+    int n, m;
+    U *Z;     // n×(n-m), column-major
+    U *P;     // A⁺ = Y R⁻', n×m
+    U *Q, *C; // Z'QZ, and C Z stored row by row: (n-m)×rows
+
+    int reduced() const { return n - m; }
+    void place(Arena& a, int rows) {
+        Z = a.take<U>(size_t(n) * (n - m)), P = a.take<U>(size_t(n) * m);
+        Q = a.take<U>(size_t(n - m) * (n - m)), C = a.take<U>(size_t(n - m) * rows);
+    }
+
+    // scratch: n*m + n*(n-m) + 2n. Returns false when A has dependent rows.
+    template <class Tm, class D>
+    bool prepare(const Tm& t, const D& a, U* scratch) {
+        const int k = n - m;
+        U *H = scratch, *tau = H + size_t(n) * m, *x = tau + n, *QZ = x + n;
+        t.each(n * m, [&](int e) { H[e] = a.A[e]; });
+        U top = U(0), least = U(1e30);
+        for (int j = 0; j < m; ++j) {
+            U norm = U(0);
+            for (int i = j; i < n; ++i) norm += H[size_t(j) * n + i] * H[size_t(j) * n + i];
+            norm = sqrt(norm);
+            top = max(top, norm), least = min(least, norm);
+            if (!(norm > U(sizeof(U) == 8 ? 1e-10 : 1e-5) * top)) return false;
+            U& head = H[size_t(j) * n + j];
+            const U beta = head > U(0) ? -norm : norm;
+            tau[j] = (beta - head) / beta;
+            const U inv = U(1) / (head - beta);
+            for (int i = j + 1; i < n; ++i) H[size_t(j) * n + i] *= inv;
+            head = beta;
+            for (int c = j + 1; c < m; ++c) reflect(H, tau, j, H + size_t(c) * n);
+        }
+        // Z and Y are columns of the product of the reflections
+        for (int c = 0; c < k; ++c) {
+            U* z = Z + size_t(c) * n;
+            t.each(n, [&](int i) { z[i] = U(i == m + c); });
+            for (int j = m - 1; j >= 0; --j) reflect(H, tau, j, z);
+        }
+        // column i of A⁺ is Y R⁻' e_i
+        for (int c = 0; c < m; ++c) {
+            U* y = P + size_t(c) * n;
+            t.each(n, [&](int i) { y[i] = U(i == c); });
+            for (int i = 0; i < m; ++i) {  // R' is lower triangular: R'(i, l) = H(l, i)
+                U r = y[i];
+                for (int l = 0; l < i; ++l) r -= H[size_t(i) * n + l] * y[l];
+                y[i] = r / H[size_t(i) * n + i];
+            }
+            for (int j = m - 1; j >= 0; --j) reflect(H, tau, j, y);
+        }
+        for (int c = 0; c < k; ++c) {
+            U* z = Z + size_t(c) * n;
+            U* q = QZ + size_t(c) * n;
+            t.each(n, [&](int i) { q[i] = U(0); });
+            a.add_Qz(t, z, q);
+            for (int i = 0; i < a.p; ++i) {
+                U r = U(0);
+                for (int j = 0; j < n; ++j) r += a.G[size_t(i) * n + j] * z[j];
+                C[size_t(i) * k + c] = r;
+            }
+            t.each(a.bounds, [&](int j) { C[size_t(a.p + j) * k + c] = z[j]; });
+        }
+        for (int c = 0; c < k; ++c)
+            for (int r = 0; r < k; ++r) {
+                U s = U(0);
+                for (int j = 0; j < n; ++j) s += Z[size_t(r) * n + j] * QZ[size_t(c) * n + j];
+                Q[size_t(c) * k + r] = s;
+            }
+        return true;
+    }
+    static size_t scratch(int n, int m) { return size_t(n) * m + 2 * size_t(n) + size_t(n) * (n - m); }
+
+  private:
+    void reflect(const U* H, const U* tau, int j, U* x) const {
+        U dot = x[j];
+        for (int i = j + 1; i < n; ++i) dot += H[size_t(j) * n + i] * x[i];
+        dot *= tau[j];
+        x[j] -= dot;
+        for (int i = j + 1; i < n; ++i) x[i] -= dot * H[size_t(j) * n + i];
+    }
+};
+
+// The reduced problem is solved by Normal without equalities; this wraps it back into z and nu.
+template <class Tm, class V, class U>
+struct Reduced {
+    const Tm& t;
+    const Data<V, U>& a;     // the user's
+    const NullSpace<U>& f;
+    Data<V, U> r;            // the reduced one: all rows of C Z dense
+    Normal<Tm, V, U> in;
+    using T = scalar_of<V>;
+    V *q, *zp, *row0;                       // reduced linear term; A⁺b; C A⁺b
+    V *w, *x, *part, *shift, *u, *none;     // scratch
+    V unit, unit_dual, stationarity, kappa;
+
+    Reduced(const Tm& t_, const Data<V, U>& a_, const NullSpace<U>& f_)
+        : t(t_), a(a_), f(f_), r{f_.reduced(), 0, a_.rows(), false, f_.Q, f_.C, nullptr, nullptr, nullptr}, in{t_, r, false} {}
+
+    void place(Arena& keep, Arena& work) {
+        q = work.take<V>(r.n), zp = work.take<V>(a.n), row0 = work.take<V>(a.rows());
+        w = work.take<V>(a.n), x = work.take<V>(r.n), part = work.take<V>(a.n), shift = work.take<V>(a.rows());
+        u = work.take<V>(r.n), none = work.take<V>(1);
+        in.place(keep, work);
+    }
+    // h := h - C A⁺b in the sides' own copy
+    void start(Sides<V>& s) {
+        t.each(a.n, [&](int j) { zp[j] = V(0); });
+        t.gemv(a.n, a.m, f.P, a.n, a.b, zp);
+        a.rows_times(t, zp, row0);
+        s.each(t, [&](int k, int i, V sg) { s.h[k] = s.h[k] - sg * row0[i]; });
+        t.each(a.n, [&](int j) { w[j] = a.q[j]; });
+        a.add_Qz(t, zp, w);
+        t.each(r.n, [&](int c) { q[c] = V(0); });
+        t.gemv_t(a.n, r.n, f.Z, a.n, w, q);
+        r.q = q;
+        in.start(s);
+        s.each(t, [&](int k, int i, V sg) { s.h[k] = s.h[k] + sg * row0[i]; });
+        unit = in.unit, unit_dual = in.unit_dual;
+        kappa = in.kappa;
+    }
+    void row_values(V* v) {
+        in.row_values(v);
+        t.each(a.rows(), [&](int i) { v[i] = v[i] + row0[i]; });
+        stationarity = in.stationarity;
+    }
+    void factor(const V* D) {
+        in.kappa = kappa;
+        in.factor(D);
+    }
+    void direction(const V* e, V* dy, V* dt) { in.direction(e, dy, dt); }
+    template <class M>
+    void advance(M live, V alpha, const V* dy) { in.advance(live, alpha, dy); }
+
+    void recover(const V* y, V* z, V* nu) {
+        t.each(a.n, [&](int j) { z[j] = zp[j]; });
+        t.gemv(a.n, r.n, f.Z, a.n, in.z, z);
+        t.each(a.n, [&](int j) { w[j] = -a.q[j]; });
+        multipliers(z, y, nu);
+    }
+    // nu = A⁺'(w - Q z - C'y)
+    void multipliers(const V* z, const V* y, V* nu) const {
+        t.each(a.n, [&](int j) { w[j] = -w[j]; });
+        a.add_Qz(t, z, w);
+        a.add_rows_t(t, y, w);
+        t.each(a.m, [&](int i) { nu[i] = V(0); });
+        t.gemv_t(a.n, a.m, f.P, a.n, w, nu, -1);
+    }
+    void kkt(const V* rz, const V* rnu, const V* e, V* vz, V* vnu, V* vy, V* vt) const {
+        // vz = A⁺rnu + Z x:  (Z'QZ) x + (CZ)'y = Z'(rz - Q A⁺rnu),  y = D (CZ x + C A⁺ rnu) + e
+        t.each(a.n, [&](int j) { part[j] = V(0); });
+        t.gemv(a.n, a.m, f.P, a.n, rnu, part);
+        t.each(a.n, [&](int j) { w[j] = V(0); });
+        a.add_Qz(t, part, w);
+        t.each(a.n, [&](int j) { w[j] = rz[j] - w[j]; });
+        t.each(r.n, [&](int c) { x[c] = V(0); });
+        t.gemv_t(a.n, r.n, f.Z, a.n, w, x);
+        a.rows_times(t, part, vt);
+        t.each(a.rows(), [&](int i) { shift[i] = fma(in.D[i], vt[i], e[i]); });
+        in.kkt(x, none, shift, u, none, vy, vt);
+        t.each(a.n, [&](int j) { vz[j] = part[j]; });
+        t.gemv(a.n, r.n, f.Z, a.n, u, vz);
+        a.rows_times(t, vz, vt);
+        t.each(a.n, [&](int j) { w[j] = rz[j]; });
+        multipliers(vz, vy, vnu);
+    }
+    V hard(int i) const { return in.hard(i); }
+};
+
+}  // namespace optlayer

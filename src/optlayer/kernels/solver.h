@@ -1,0 +1,306 @@
+// From Args to one group of QPs and back: loads the members of a group (one, or one per lane), runs the
+// interior point over the elimination that `plan` chose, stores the answer. The derivative's system likewise.
+#pragma once
+#include "args.h"
+#include "interior.h"
+#include "normal.h"
+#include "schur.h"
+
+namespace optlayer {
+
+// What is decided once for a call, from sizes, sharing and structure.
+struct Plan {
+    Method method;
+    int lanes;           // width of the group: 1 or native
+    int n, m, p;         // p: rows of G that are not bounds
+    int bounds;          // n when variables have bounds, given or found
+    int diagonal;        // Q is diagonal, given or found
+    bool shared;         // the batch shares Q, G and A
+    bool lower, upper;
+    int *kept;           // p rows of G that stay
+    int *lower_row, *upper_row;  // row of G that is the bound of variable j, or -1: the user's own
+    size_t keep_bytes, work_bytes, shared_bytes, shared_scratch;
+
+    int rows() const { return p + bounds; }
+    int sides() const { return p + (lower ? n : 0) + (upper ? n : 0); }
+};
+
+template <class T>
+struct View {  // a tensor of Args, typed
+    T* data;
+    int64_t stride;
+    View(const Tensor& x) : data(static_cast<T*>(x.data)), stride(x.stride) {}
+    T* of(int64_t member) const { return data + member * stride; }
+    explicit operator bool() const { return data != nullptr; }
+};
+
+template <class T>
+T huge() { return sizeof(T) == 8 ? T(1.7e308) : T(3.4e38); }
+
+// V: value of the group. U: T when matrices are shared, V otherwise.
+template <class V, class U>
+struct Group {
+    using T = scalar_of<V>;
+    using Tm = Solo<V>;
+    static constexpr int W = lanes_of<V>;
+
+    const Args& g;
+    const Plan& plan;
+    Tm t;
+    Data<V, U> a{};
+    Sides<V> x{};
+    Point<V> out{};
+    int64_t member[W];
+    int count = 0;
+
+    Group(const Args& args, const Plan& p) : g(args), plan(p) {}
+
+    void choose_members(int64_t first) {
+        count = int(g.batch - first < W ? g.batch - first : W);
+        for (int l = 0; l < W; ++l) member[l] = first + (l < count ? l : count - 1);  // spare lanes repeat the last
+    }
+
+    template <class Get>
+    void fill(V* dst, int n, Get&& get) const {  // dst[i] lane l = get(l, i)
+        T* raw = reinterpret_cast<T*>(dst);
+        for (int l = 0; l < W; ++l)
+            for (int i = 0; i < n; ++i) raw[size_t(i) * W + l] = get(member[l], i);
+    }
+    void load(V* dst, const Tensor& from, int n) const {
+        const View<const T> v{from};
+        T* raw = reinterpret_cast<T*>(dst);
+        for (int l = 0; l < W; ++l) {
+            const T* src = v.of(member[l]);
+            for (int i = 0; i < n; ++i) raw[size_t(i) * W + l] = src[i];
+        }
+    }
+    void store(const V* src, const Tensor& to, int n) const {
+        const View<T> v{to};
+        const T* raw = reinterpret_cast<const T*>(src);
+        for (int l = 0; l < count; ++l) {
+            T* dst = v.of(member[l]);
+            for (int i = 0; i < n; ++i) dst[i] = raw[size_t(i) * W + l];
+        }
+    }
+
+    // Matrices of the group. Shared ones are prepared once (see Shared) and only referred to.
+    void place_matrices(Arena& w, const U* Q, const U* G, const U* A) {
+        a.n = plan.n, a.m = plan.m, a.p = plan.p, a.bounds = plan.bounds, a.diagonal = plan.diagonal;
+        V *q = w.take<V>(a.n), *b = w.take<V>(a.m);
+        a.q = q, a.b = b;
+        if (plan.shared) {
+            a.Q = Q, a.G = G, a.A = A;
+            return;
+        }
+        a.Q = w.take<U>(plan.diagonal ? a.n : size_t(a.n) * a.n);
+        a.G = w.take<U>(size_t(a.n) * a.p), a.A = w.take<U>(size_t(a.n) * a.m);
+    }
+    void load_matrices() {
+        if constexpr (std::is_same<U, V>::value) {
+            if (!plan.shared) copy_matrices(const_cast<V*>(a.Q), const_cast<V*>(a.G), const_cast<V*>(a.A));
+        }
+    }
+    void copy_matrices(V* Q, V* G, V* A) const {
+        const int n = plan.n;
+        T *rQ = reinterpret_cast<T*>(Q), *rG = reinterpret_cast<T*>(G);
+        for (int l = 0; l < W; ++l) {
+            const T* src = View<const T>(g.Q).of(member[l]);
+            if (g.diagonal) {
+                for (int j = 0; j < n; ++j) rQ[size_t(j) * W + l] = src[j];
+            } else if (plan.diagonal) {
+                for (int j = 0; j < n; ++j) rQ[size_t(j) * W + l] = src[size_t(j) * n + j];
+            } else {  // the symmetric part
+                for (int j = 0; j < n; ++j)
+                    for (int i = 0; i <= j; ++i) {
+                        const T v = T(0.5) * (src[size_t(i) * n + j] + src[size_t(j) * n + i]);
+                        rQ[(size_t(j) * n + i) * W + l] = v, rQ[(size_t(i) * n + j) * W + l] = v;
+                    }
+            }
+            for (int r = 0; r < plan.p; ++r) {
+                const T* row = View<const T>(g.G).of(member[l]) + size_t(plan.kept[r]) * n;
+                for (int j = 0; j < n; ++j) rG[(size_t(r) * n + j) * W + l] = row[j];
+            }
+        }
+        if (plan.m) load(A, g.A, n * plan.m);
+    }
+
+    // Coefficient of a row of G that is a bound of variable j.
+    T coefficient(int64_t mem, int row, int j) const { return View<const T>(g.G).of(mem)[size_t(row) * plan.n + j]; }
+
+    void place_sides(Arena& keep, Arena& work) {
+        x.p = plan.p, x.base = plan.p, x.lower = plan.lower ? plan.n : 0, x.upper = plan.upper ? plan.n : 0;
+        x.place(keep, work);
+        out.place(work, plan.n, plan.m, plan.rows(), plan.sides());
+    }
+
+    // get(member, side) for every side: `rows` is (p), `lb`, `ub` are (n); divided: by |coefficient| of found bounds
+    template <class Rows, class Bound>
+    void fill_sides(V* dst, Rows&& from_row, Bound&& from_bound) const {
+        fill(dst, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept[k], T(1)); });
+        auto bound = [&](V* d, const int* source, bool upper) {
+            fill(d, plan.n, [&](int64_t mem, int j) {
+                if (source[j] < 0) return from_bound(mem, j, upper);
+                const T c = coefficient(mem, source[j], j);
+                return from_row(mem, source[j], c < T(0) ? -c : c);
+            });
+        };
+        if (plan.lower) bound(dst + plan.p, plan.lower_row, false);
+        if (plan.upper) bound(dst + plan.p + x.lower, plan.upper_row, true);
+    }
+
+    void load_sides() {
+        const View<const T> h(g.h), lb(g.lb), ub(g.ub);
+        fill_sides(
+            x.h, [&](int64_t mem, int r, T c) { return h.of(mem)[r] / c; },
+            [&](int64_t mem, int j, bool upper) {
+                if (upper) return ub ? ub.of(mem)[j] : huge<T>() * T(2);
+                return lb ? -lb.of(mem)[j] : huge<T>() * T(2);
+            });
+        t.each(x.total(), [&](int k) {  // +inf: no constraint. -inf or NaN stay and spoil this member alone.
+            const auto finite = !(x.h[k] > V(huge<T>()));
+            x.on[k] = select(finite, V(1), V(0));
+            x.h[k] = select(finite, x.h[k], V(0));
+        });
+    }
+
+    void store_sides(const V* src, const Tensor& rows, const Tensor& lb, const Tensor& ub, bool divide, T absent) const {
+        const View<T> r(rows), l(lb), u(ub);
+        const T* raw = reinterpret_cast<const T*>(src);
+        for (int ln = 0; ln < count; ++ln) {
+            const int64_t mem = member[ln];
+            for (int k = 0; k < plan.p; ++k) r.of(mem)[plan.kept[k]] = raw[size_t(k) * W + ln];
+            for (int upper = 0; upper < 2; ++upper) {
+                if (!(upper ? plan.upper : plan.lower)) continue;
+                const int* source = upper ? plan.upper_row : plan.lower_row;
+                const View<T>& own = upper ? u : l;
+                const T* from = raw + size_t(plan.p + (upper ? x.lower : 0)) * W + ln;
+                for (int j = 0; j < plan.n; ++j) {
+                    const T v = from[size_t(j) * W];
+                    if (source[j] >= 0) {
+                        T c = coefficient(mem, source[j], j);
+                        c = c < T(0) ? -c : c;
+                        r.of(mem)[source[j]] = divide ? v / c : v * c;
+                    } else if (own) {
+                        own.of(mem)[j] = v;
+                    }
+                }
+            }
+        }
+        (void)absent;
+    }
+
+    void load_vectors() {
+        load(const_cast<V*>(a.q), g.q, plan.n);
+        if (plan.m) load(const_cast<V*>(a.b), g.b, plan.m);
+    }
+
+    template <class System, class Bad>
+    void solve(System& system, Arena& work, Bad bad) {
+        Interior<Tm, V, U, System> ip{t, a, system, x, out};
+        ip.place(work);
+        if (!work.base) return;
+        ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
+        out.solved = select(bad, V(0), out.solved);
+        store_answer();
+    }
+
+    void store_answer() const {
+        store(out.z, g.z, plan.n);
+        if (plan.m) store(out.nu, g.nu, plan.m);
+        V* s = out.s;
+        t.each(x.total(), [&](int k) {
+            s[k] = select(x.on[k] > V(0), s[k], V(huge<T>() * T(2)));  // the slack of no constraint is infinite
+        });
+        store_sides(s, g.s, Tensor{nullptr, 0}, Tensor{nullptr, 0}, false, T(0));
+        store_sides(out.lam, g.lam, g.lam_lb, g.lam_ub, true, T(0));
+        for (int l = 0; l < count; ++l) {
+            const int64_t mem = member[l];
+            View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0) ? SOLVED
+                : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
+                                                                            : NUMERICAL_ERROR;
+            View<int32_t>(g.iterations).of(mem)[0] = int32_t(lane(out.iterations, l));
+            View<T>(g.primal_residual).of(mem)[0] = lane(out.primal, l);
+            View<T>(g.dual_residual).of(mem)[0] = lane(out.dual, l);
+            View<T>(g.gap).of(mem)[0] = lane(out.gap, l);
+        }
+    }
+
+    // ---- the derivative's system --------------------------------------------------------------------------------
+    template <class System>
+    void adjoint(System& system, Arena& w, bool rebuild) {
+        const int n = plan.n, m = plan.m, R = plan.rows(), S = plan.sides();
+        V *rz = w.take<V>(n), *rnu = w.take<V>(m), *rk = w.take<V>(S), *s = w.take<V>(S), *lam = w.take<V>(S);
+        V *vz = w.take<V>(n), *vnu = w.take<V>(m), *vk = w.take<V>(S), *vy = w.take<V>(R), *vt = w.take<V>(R);
+        V *gz = w.take<V>(n), *gnu = w.take<V>(m), *rho = w.take<V>(S), *dz = w.take<V>(n), *dnu = w.take<V>(m);
+        if (!w.base) return;
+        auto zero = [&](V* v, int c) { t.each(c, [&](int i) { v[i] = V(0); }); };
+        zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
+        if (g.r_z.data) load(rz, g.r_z, n);
+        if (g.r_nu.data && m) load(rnu, g.r_nu, m);
+        const View<const T> rl(g.r_lam), rlo(g.r_lb), rup(g.r_ub), ps(g.s), pl(g.lam), pz(g.z), plo(g.lam_lb), pup(g.lam_ub),
+            lb(g.lb), ub(g.ub);
+        fill_sides(
+            rk, [&](int64_t mem, int r, T c) { return rl ? rl.of(mem)[r] / c : T(0); },
+            [&](int64_t mem, int j, bool up) {
+                return up ? (rup ? rup.of(mem)[j] : T(0)) : (rlo ? rlo.of(mem)[j] : T(0));
+            });
+        fill_sides(
+            lam, [&](int64_t mem, int r, T c) { return pl.of(mem)[r] * c; },
+            [&](int64_t mem, int j, bool up) { return up ? (pup ? pup.of(mem)[j] : T(0)) : (plo ? plo.of(mem)[j] : T(0)); });
+        fill_sides(
+            s, [&](int64_t mem, int r, T c) { return ps.of(mem)[r] / c; },
+            [&](int64_t mem, int j, bool up) {
+                const T z = pz.of(mem)[j];
+                if (up) return ub ? max(ub.of(mem)[j] - z, T(0)) : T(1);
+                return lb ? max(z - lb.of(mem)[j], T(0)) : T(1);
+            });
+        if (rebuild) {  // weights from the point alone
+            zero(x.D, R);
+            x.each(t, [&](int k, int i, V) {
+                x.weight[k] = min(lam[k] / max(s[k], V(T(sizeof(T) == 8 ? 1e-30 : 1e-20))), system.hard(i));
+                x.D[i] = x.D[i] + x.weight[k];
+            });
+            system.factor(x.D);
+        }
+        // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
+        const int rounds = sizeof(T) == 8 ? 3 : 3;
+        for (int round = 0; round < rounds; ++round) {
+            zero(vy, R);
+            x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
+            zero(gz, n);
+            if (round) {
+                a.add_Qz(t, vz, gz);
+                a.add_rows_t(t, vy, gz);
+                if (m) t.gemv(n, m, a.A, n, vnu, gz);
+            }
+            t.each(n, [&](int j) { gz[j] = rz[j] - gz[j]; });
+            zero(gnu, m);
+            if (m && round) t.gemv_t(n, m, a.A, n, vz, gnu);
+            t.each(m, [&](int i) { gnu[i] = rnu[i] - gnu[i]; });
+            zero(vt, R);
+            if (round) a.rows_times(t, vz, vt);
+            zero(x.e, R);
+            x.each(t, [&](int k, int i, V sg) {
+                const V soft = select(lam[k] > V(0), s[k] / max(lam[k], V(T(1e-37))), V(0));
+                const V off = fma(soft, vk[k], rk[k] - sg * vt[i]);
+                rho[k] = select(x.weight[k] > V(0), off, V(0));
+                x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
+            });
+            system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
+            t.each(n, [&](int j) { vz[j] = vz[j] + dz[j]; });
+            t.each(m, [&](int i) { vnu[i] = vnu[i] + dnu[i]; });
+            x.each(t, [&](int k, int i, V sg) { vk[k] = fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]); });
+        }
+        for (int l = 0; l < W; ++l) {  // unsolved members have no derivative
+            if (View<const int32_t>(g.status).of(member[l])[0] == SOLVED) continue;
+            for (int j = 0; j < n; ++j) set_lane(vz[j], l, T(0));
+            for (int i = 0; i < m; ++i) set_lane(vnu[i], l, T(0));
+            for (int k = 0; k < S; ++k) set_lane(vk[k], l, T(0));
+        }
+        store(vz, g.v_z, n);
+        if (m) store(vnu, g.v_nu, m);
+        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true, T(0));
+    }
+};
+
+}  // namespace optlayer

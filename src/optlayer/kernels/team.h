@@ -1,0 +1,82 @@
+// A team works on one QP (or, with a Pack as value, on one QP per SIMD lane).
+// Algorithms are written over `each` and the reductions alone: they hold no barrier and no thread index,
+// and scalars that steer control flow come only from reductions, so that all threads agree.
+#pragma once
+#include "dense.h"
+
+namespace optlayer {
+
+// (`max` and `min` under names that the teams' reductions do not hide)
+template <class V>
+V larger(V a, V b) { return max(a, b); }
+template <class V>
+V smaller(V a, V b) { return min(a, b); }
+
+// One thread of a CPU.
+template <class Value>
+struct Solo {
+    using V = Value;
+
+    template <class F>
+    void each(int n, F&& f) const {
+        for (int i = 0; i < n; ++i) f(i);
+    }
+    template <class F>
+    V sum(int n, F&& f) const {
+        V r = V(0);
+        for (int i = 0; i < n; ++i) r = r + f(i);
+        return r;
+    }
+    template <class F>
+    V max(int n, V r, F&& f) const {
+        for (int i = 0; i < n; ++i) r = larger(r, V(f(i)));
+        return r;
+    }
+    template <class F>
+    V min(int n, V r, F&& f) const {
+        for (int i = 0; i < n; ++i) r = smaller(r, V(f(i)));
+        return r;
+    }
+    template <class F>
+    void one(F&& f) const { f(); }
+
+    // Dense kernels (dense.h), column-major.
+    template <class W, class A, class B>
+    void update_lower(int n, int k, W* c, int ldc, const A* a, int lda, const B* b, int ldb) const {
+        optlayer::update_lower(n, k, c, ldc, a, lda, b, ldb);
+    }
+    template <class W, class A, class B>
+    void update(int m, int n, int k, W* c, int ldc, const A* a, int lda, const B* b, int ldb) const {
+        optlayer::update(m, n, k, c, ldc, a, lda, b, ldb);
+    }
+    template <class W>
+    auto cholesky(int n, W* a, int lda, W* inv, W floor) const {
+        return optlayer::cholesky(n, a, lda, inv, floor);
+    }
+    template <class W, class L>
+    void trsm_right(int m, int n, W* x, int ldx, const L* l, int ldl, const L* inv) const {
+        optlayer::trsm_right(m, n, x, ldx, l, ldl, inv);
+    }
+    template <class W, class L>
+    void solve_lower(int n, const L* l, int ld, const L* inv, W* x) const {
+        optlayer::solve_lower(n, l, ld, inv, x);
+    }
+    template <class W, class L>
+    void solve_lower_t(int n, const L* l, int ld, const L* inv, W* x) const {
+        optlayer::solve_lower_t(n, l, ld, inv, x);
+    }
+    template <class W, class A>
+    void gemv(int m, int n, const A* a, int lda, const W* x, W* y, int sign = 1) const {
+        optlayer::gemv(m, n, a, lda, x, y, sign);
+    }
+    template <class W, class A>
+    void gemv_t(int m, int n, const A* a, int lda, const W* x, W* y, int sign = 1) const {
+        optlayer::gemv_t(m, n, a, lda, x, y, sign);
+    }
+    template <class W, class A>
+    void symv_lower(int n, const A* a, int lda, const W* x, W* y) const {
+        optlayer::symv_lower(n, a, lda, x, y);
+    }
+};
+
+}  // namespace optlayer

@@ -1,0 +1,85 @@
+// One QP as the kernels see it, and the arena its vectors live in.
+#pragma once
+#include "team.h"
+
+namespace optlayer {
+
+// Hands out aligned pieces of one block. With base == nullptr it only measures.
+struct Arena {
+    char* base;
+    size_t used = 0;
+
+    explicit Arena(void* b = nullptr) : base(static_cast<char*>(b)) {}
+
+    template <class X>
+    X* take(size_t count) {
+        X* piece = reinterpret_cast<X*>(base + used);  // offset only while measuring
+        used += (count * sizeof(X) + 63) / 64 * 64;
+        return piece;
+    }
+};
+
+// Data of one QP. V: value of a member; U: entry of a matrix, scalar when the batch shares all matrices.
+// Column-major: Q is n×n symmetric (or its diagonal), G is n×p and A n×m: a row of the constraint is contiguous.
+template <class V, class U>
+struct Data {
+    int n, m, p;
+    bool diagonal;
+    const U *Q, *G, *A;
+    const V *q, *b;
+
+    int bounds = 0;  // n when variables have bounds: rows p..p+n of C = [G; I]
+    int rows() const { return p + bounds; }
+
+    template <class Tm>
+    void add_Qz(const Tm& t, const V* z, V* out) const {
+        if (diagonal)
+            t.each(n, [&](int j) { out[j] = fma(V(Q[j]), z[j], out[j]); });
+        else
+            t.gemv(n, n, Q, n, z, out);
+    }
+    // out = C z
+    template <class Tm>
+    void rows_times(const Tm& t, const V* z, V* out) const {
+        t.each(p, [&](int i) { out[i] = V(0); });
+        if (p) t.gemv_t(n, p, G, n, z, out);
+        t.each(bounds, [&](int j) { out[p + j] = z[j]; });
+    }
+    // out += C'y
+    template <class Tm>
+    void add_rows_t(const Tm& t, const V* y, V* out, int sign = 1) const {
+        if (p) t.gemv(n, p, G, n, y, out, sign);
+        const V sg = V(sign);
+        t.each(bounds, [&](int j) { out[j] = fma(sg, y[p + j], out[j]); });
+    }
+};
+
+// The inequalities, one entry a side: p rows of G, then n lower, then n upper bounds.
+// Side k belongs to row i of C = [G; I] with sign σ:  σ c_i'z + s_k = h_k,  s_k, lam_k >= 0.
+template <class V>
+struct Sides {
+    int p, lower, upper, base;  // base: first row of C that is a bound
+    V *h, *on, *s, *lam, *ds, *dlam, *r, *c;
+    V *weight;                   // per side: its share of D, kept for the derivative
+    V *D, *e, *v, *dy, *dt, *d, *goal;  // per row: weight, constant, C z, net multiplier step, C dz, scale, active value
+    V count;                     // number of finite sides
+
+    int total() const { return p + lower + upper; }
+    int rows() const { return base + (lower > upper ? lower : upper); }
+
+    void place(Arena& keep, Arena& work) {
+        weight = keep.take<V>(total());
+        for (V** x : {&h, &on, &s, &lam, &ds, &dlam, &r, &c}) *x = work.take<V>(total());
+        for (V** x : {&D, &e, &v, &dy, &dt, &d, &goal}) *x = work.take<V>(rows());
+    }
+
+    // f(side, row, sign) over all sides
+    template <class Tm, class F>
+    void each(const Tm& t, F&& f) const {
+        t.each(p, [&](int k) { f(k, k, V(1)); });
+        t.each(lower, [&](int k) { f(p + k, base + k, V(-1)); });
+        t.each(upper, [&](int k) { f(p + lower + k, base + k, V(1)); });
+    }
+};
+
+}  // namespace optlayer
