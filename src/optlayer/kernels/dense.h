@@ -1,70 +1,229 @@
-// Dense linear algebra over a value type V (pack.h). Matrices are column-major: element (i, j) is a[j * ld + i].
-// Operands of type U may be V (own to each lane) or scalar_of<V> (shared by the lanes).
+// Dense linear algebra over a value type V (pack.h): float or double, or a pack of them, one QP in each lane.
+//
+// Matrices are column-major: element (i, j) is a[j * ld + i]. Operands may be of type V, or of scalar_of<V>: shared by
+// all lanes. Only the lower triangle of a symmetric or triangular matrix is read.
+//
+// One micro-kernel carries everything of order n³: a tile of C stays in registers while k runs,
+//     C(i,j) -= a(i,k) b(j,k),       one fma for each k, in ascending order, on top of the old C(i,j).
+// So an element's rounding depends neither on the tile that holds it nor on how k is cut into blocks, nor on whether
+// a register holds eight rows of one QP or one row of eight QPs: a QP's result is the same bits in a lane and alone.
 #pragma once
 #include "pack.h"
 
 namespace optlayer {
-
 namespace detail {
-template <int sign, class V> OPTLAYER_INLINE V plus(V a, V b, V c) { return sign > 0 ? fma(a, b, c) : fnma(a, b, c); }
-struct One {};  // stands for d = (1, 1, …)
-template <class V, class A> OPTLAYER_INLINE V scaled(V a, const A* d, int k) { return a * V(d[k]); }
-template <class V> OPTLAYER_INLINE V scaled(V a, const One*, int) { return a; }
 
-template <int sign, bool lower, class V, class A, class D, class B>
-void product(int m, int n, int k, V* C, int ldc, const A* a, int lda, const D* d, const B* b, int ldb) {
-    for (int j = 0; j < n; ++j)
-        for (int l = 0; l < k; ++l)
-            for (int i = lower ? j : 0; i < m; ++i)
-                C[j * ldc + i] = plus<sign, V>(scaled(V(a[l * lda + i]), d, l), V(b[l * ldb + j]), C[j * ldc + i]);
+using Index = std::ptrdiff_t;
+
+// How registers hold a piece of a column: `step` consecutive rows of a scalar V, or one row of a pack V.
+// A tile has at most `rows` registers by `columns`, which leaves some registers for the operands.
+template <class V, bool = is_pack<V>> struct Registers {
+    using R = Pack<V, native_width<V>>;
+    static constexpr int step = native_width<V>, rows = 3, columns = vector_registers == 32 ? 8 : 4;
+    template <bool cut> static OPTLAYER_INLINE R load(const V* p, int count) {
+        return cut ? R::load_first(p, count) : R::load(p);
+    }
+    template <bool cut> static OPTLAYER_INLINE void store(V* p, R x, int count) {
+        cut ? x.store_first(p, count) : x.store(p);
+    }
+    // element (i, j) of a tile, in every place
+    template <int M, int N> static OPTLAYER_INLINE V element(const R (&tile)[N][M], int i, int j) {
+        return tile[j][i / step][i % step];
+    }
+};
+template <class V> struct Registers<V, true> {
+    using R = V;
+    static constexpr int step = 1, rows = vector_registers == 32 ? 4 : 3, columns = 4;
+    template <bool cut, class U> static OPTLAYER_INLINE R load(const U* p, int) { return R(*p); }
+    template <bool cut> static OPTLAYER_INLINE void store(V* p, R x, int) { *p = x; }
+    template <int M, int N> static OPTLAYER_INLINE V element(const R (&tile)[N][M], int i, int j) { return tile[j][i]; }
+};
+
+// The operands of a product C -= a bᵀ or C += a diag(d) bᵀ; from(i, j) is that of the block of C that starts there.
+struct One {};  // the type of d where there is none
+template <int sign_, class A, class D, class B> struct Product {
+    static constexpr int sign = sign_;
+    int k;
+    const A* a;
+    Index lda;
+    const D* d;
+    const B* b;
+    Index ldb;
+    Product from(Index i, Index j) const { return {k, a + i, lda, d, b + j, ldb}; }
+};
+template <class R, class D> OPTLAYER_INLINE R scaled(R x, const D* d, Index k) { return x * R(d[k]); }
+template <class R> OPTLAYER_INLINE R scaled(R x, const One*, Index) { return x; }
+
+// What happens to a tile between the product and the store.
+struct Plain {};
+template <class L> struct Solve {  // X := X L⁻ᵀ for the diagonal block at l
+    const L* l;
+    Index ld;
+    const L* inv_diag;
+};
+template <class V> struct Factor {  // the diagonal block of a Cholesky factorisation, and any rows below it
+    V* inv_diag;
+    V pivot_floor;
+    mask_of<V>* failed;
+};
+
+template <class V, class R, int N, int M> OPTLAYER_INLINE void finish(R (&)[N][M], const Plain&, V*) {}
+
+template <class V, class R, int N, int M, class L>
+OPTLAYER_INLINE void finish(R (&x)[N][M], const Solve<L>& s, V*) {
+    OPTLAYER_UNROLL
+    for (int j = 0; j < N; ++j) {
+        const R inv = R(s.inv_diag[j]);
+        OPTLAYER_UNROLL
+        for (int r = 0; r < M; ++r) x[j][r] = x[j][r] * inv;
+        OPTLAYER_UNROLL
+        for (int i = j + 1; i < N; ++i) {
+            const R l = R(s.l[j * s.ld + i]);
+            OPTLAYER_UNROLL
+            for (int r = 0; r < M; ++r) x[i][r] = fnma(x[j][r], l, x[i][r]);
+        }
+    }
 }
+
+template <class V, class R, int N, int M>
+OPTLAYER_INLINE void finish(R (&x)[N][M], const Factor<V>& f, V* diagonal) {
+    const V huge = scalar_of<V>(sizeof(scalar_of<V>) == 8 ? 1e128 : 1e30);
+    OPTLAYER_UNROLL
+    for (int j = 0; j < N; ++j) {
+        const V pivot = Registers<V>::element(x, j, j);
+        const mask_of<V> good = pivot > f.pivot_floor;
+        *f.failed = *f.failed | !good;
+        const V root = sqrt(select(good, pivot, huge)), inv = V(1) / root;
+        f.inv_diag[j] = inv;
+        diagonal[j] = root;
+        OPTLAYER_UNROLL
+        for (int r = 0; r < M; ++r) x[j][r] = x[j][r] * R(inv);
+        OPTLAYER_UNROLL
+        for (int i = j + 1; i < N; ++i) {
+            const R l = R(Registers<V>::element(x, i, j));
+            OPTLAYER_UNROLL
+            for (int r = 0; r < M; ++r) x[i][r] = fnma(x[j][r], l, x[i][r]);
+        }
+    }
+}
+
+// The micro-kernel: M registers of rows (`last` rows in the last one if cut) by N columns.
+template <int M, int N, bool cut, class V, class P, class F>
+OPTLAYER_NOINLINE void tile(V* C, Index ldc, const P& product, const F& after, int last) {
+    using T = Registers<V>;
+    using R = typename T::R;
+    R c[N][M];
+    OPTLAYER_UNROLL
+    for (int j = 0; j < N; ++j) {
+        OPTLAYER_UNROLL
+        for (int r = 0; r < M - 1; ++r) c[j][r] = T::template load<false>(C + j * ldc + r * T::step, 0);
+        c[j][M - 1] = T::template load<cut>(C + j * ldc + (M - 1) * T::step, last);
+    }
+    auto a = product.a;
+    auto b = product.b;
+    for (Index k = 0; k < product.k; ++k, a += product.lda, b += product.ldb) {
+        R x[M];
+        OPTLAYER_UNROLL
+        for (int r = 0; r < M - 1; ++r) x[r] = scaled(T::template load<false>(a + r * T::step, 0), product.d, k);
+        x[M - 1] = scaled(T::template load<cut>(a + (M - 1) * T::step, last), product.d, k);
+        OPTLAYER_UNROLL
+        for (int j = 0; j < N; ++j) {
+            const R y = R(b[j]);
+            OPTLAYER_UNROLL
+            for (int r = 0; r < M; ++r) c[j][r] = P::sign > 0 ? fma(x[r], y, c[j][r]) : fnma(x[r], y, c[j][r]);
+        }
+    }
+    V diagonal[N];
+    finish(c, after, diagonal);
+    OPTLAYER_UNROLL
+    for (int j = 0; j < N; ++j) {
+        OPTLAYER_UNROLL
+        for (int r = 0; r < M - 1; ++r) T::template store<false>(C + j * ldc + r * T::step, c[j][r], 0);
+        T::template store<cut>(C + j * ldc + (M - 1) * T::step, c[j][M - 1], last);
+    }
+    if constexpr (std::is_same<F, Factor<V>>::value)
+        for (int j = 0; j < N; ++j) C[j * ldc + j] = diagonal[j];
+}
+
+// All m rows of N columns; M registers at a time, fewer for the last rows.
+template <int M, int N, class V, class P, class F>
+OPTLAYER_INLINE void last_rows(int m, V* C, Index ldc, const P& product, const F& after) {
+    constexpr int step = Registers<V>::step;
+    if constexpr (M > 0) {
+        if (m > (M - 1) * step) tile<M, N, (step > 1)>(C, ldc, product, after, m - (M - 1) * step);
+        else last_rows<M - 1, N>(m, C, ldc, product, after);
+    }
+}
+template <int M, int N, class V, class P, class F>
+OPTLAYER_INLINE void rows(int m, V* C, Index ldc, const P& product, const F& after) {
+    constexpr int height = M * Registers<V>::step;
+    int i = 0;
+    for (; i + height <= m; i += height) tile<M, N, false>(C + i, ldc, product.from(i, 0), after, 0);
+    last_rows<M, N>(m - i, C + i, ldc, product.from(i, 0), after);
+}
+
+// Calls f(j, width) for the blocks of columns 0 … n: as many of width N as there are, then N/2, …, 1.
+template <int N, class F> OPTLAYER_INLINE void columns(int n, const F& f, int j = 0) {
+    for (; j + N <= n; j += N) f(j, std::integral_constant<int, N>());
+    if constexpr (N > 1) columns<N / 2>(n, f, j);
+}
+
+template <bool lower, class V, class P> void multiply(int m, int n, V* C, Index ldc, const P& product) {
+    columns<Registers<V>::columns>(n, [=](int j, auto width) {
+        const int i = lower ? j : 0;
+        rows<Registers<V>::rows, width>(m - i, C + j * ldc + i, ldc, product.from(i, j), Plain());
+    });
+}
+
 }  // namespace detail
 
-// C(i,j) -= sum_k a(i,k) b(j,k), or += sum_k a(i,k) d(k) b(j,k); m x n, or the lower triangle of n x n.
-// In the triangle's case the entries above the diagonal may be clobbered.
+// C(i,j) -= sum_k a(i,k) b(j,k), or += sum_k a(i,k) d(k) b(j,k), in m x n; or in the lower triangle of n x n, where
+// the entries above the diagonal inside of the diagonal blocks (of up to 8 x 8) get the same update, others are left.
 template <class V, class A, class B>
 void update(int m, int n, int k, V* C, int ldc, const A* a, int lda, const B* b, int ldb) {
-    detail::product<-1, false>(m, n, k, C, ldc, a, lda, static_cast<const detail::One*>(nullptr), b, ldb);
+    detail::multiply<false>(m, n, C, ldc, detail::Product<-1, A, detail::One, B>{k, a, lda, nullptr, b, ldb});
 }
 template <class V, class A, class B>
 void update_lower(int n, int k, V* C, int ldc, const A* a, int lda, const B* b, int ldb) {
-    detail::product<-1, true>(n, n, k, C, ldc, a, lda, static_cast<const detail::One*>(nullptr), b, ldb);
+    detail::multiply<true>(n, n, C, ldc, detail::Product<-1, A, detail::One, B>{k, a, lda, nullptr, b, ldb});
 }
 template <class V, class A, class D, class B>
 void add(int m, int n, int k, V* C, int ldc, const A* a, int lda, const D* d, const B* b, int ldb) {
-    detail::product<1, false>(m, n, k, C, ldc, a, lda, d, b, ldb);
+    detail::multiply<false>(m, n, C, ldc, detail::Product<1, A, D, B>{k, a, lda, d, b, ldb});
 }
 template <class V, class A, class D, class B>
 void add_lower(int n, int k, V* C, int ldc, const A* a, int lda, const D* d, const B* b, int ldb) {
-    detail::product<1, true>(n, n, k, C, ldc, a, lda, d, b, ldb);
+    detail::multiply<true>(n, n, C, ldc, detail::Product<1, A, D, B>{k, a, lda, d, b, ldb});
 }
 
-// A = L L^T in place of the lower triangle; inv_diag(j) = 1 / L(j,j). A pivot not above the floor (or NaN) is replaced
+// A = L Lᵀ in place of the lower triangle; inv_diag(j) = 1 / L(j,j). A pivot not above the floor (or NaN) is replaced
 // by a huge one, so that its row and column drop out of every solve; the lanes where that happened are returned.
+// Left-looking; entries above the diagonal inside of the diagonal blocks are clobbered.
 template <class V> mask_of<V> cholesky(int n, V* A, int lda, V* inv_diag, V pivot_floor) {
+    using namespace detail;
     mask_of<V> failed(false);
-    const V huge = scalar_of<V>(sizeof(scalar_of<V>) == 8 ? 1e128 : 1e30);
-    for (int j = 0; j < n; ++j) {
-        for (int k = 0; k < j; ++k)
-            for (int i = j; i < n; ++i) A[j * lda + i] = fnma(A[k * lda + i], A[k * lda + j], A[j * lda + i]);
-        mask_of<V> good = A[j * lda + j] > pivot_floor;
-        failed = failed | !good;
-        V pivot = sqrt(select(good, A[j * lda + j], huge));
-        inv_diag[j] = V(1) / pivot;
-        A[j * lda + j] = pivot;
-        for (int i = j + 1; i < n; ++i) A[j * lda + i] = A[j * lda + i] * inv_diag[j];
-    }
+    const Index ld = lda;
+    columns<Registers<V>::columns>(n, [&](int j, auto width) {
+        constexpr int M = (width + Registers<V>::step - 1) / Registers<V>::step, head = M * Registers<V>::step;
+        const Product<-1, V, One, V> left{j, A + j, ld, nullptr, A + j, ld};
+        V* block = A + j * ld + j;
+        const int below = n - j - head, last = (below < 0 ? n - j : head) - (M - 1) * Registers<V>::step;
+        tile<M, width, (Registers<V>::step > 1)>(block, ld, left, Factor<V>{inv_diag + j, pivot_floor, &failed}, last);
+        if (below > 0)
+            rows<Registers<V>::rows, width>(below, block + head, ld, left.from(head, 0),
+                                            Solve<V>{block, ld, inv_diag + j});
+    });
     return failed;
 }
 
-// X := X L^-T, X of m x n.
+// X := X L⁻ᵀ, X of m x n.
 template <class V, class L> void trsm_right(int m, int n, V* X, int ldx, const L* l, int ldl, const L* inv_diag) {
-    for (int j = 0; j < n; ++j)
-        for (int i = 0; i < m; ++i) {
-            V x = X[j * ldx + i];
-            for (int k = 0; k < j; ++k) x = fnma(X[k * ldx + i], V(l[k * ldl + j]), x);
-            X[j * ldx + i] = x * V(inv_diag[j]);
-        }
+    using namespace detail;
+    const Index ld = ldl;
+    columns<Registers<V>::columns>(n, [=](int j, auto width) {
+        rows<Registers<V>::rows, width>(m, X + Index(ldx) * j, ldx, Product<-1, V, One, L>{j, X, ldx, nullptr, l + j, ld},
+                                        Solve<L>{l + j * ld + j, ld, inv_diag + j});
+    });
 }
 
 // x := L^-1 x

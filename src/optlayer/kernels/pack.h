@@ -17,9 +17,11 @@
 #if defined(__GNUC__)  // gcc and clang
 #define OPTLAYER_VECTORS 1
 #define OPTLAYER_INLINE inline __attribute__((always_inline))
+#define OPTLAYER_NOINLINE __attribute__((noinline))
 #define OPTLAYER_UNROLL _Pragma("GCC unroll 32")
 #else
 #define OPTLAYER_INLINE __forceinline
+#define OPTLAYER_NOINLINE __declspec(noinline)
 #define OPTLAYER_UNROLL
 #endif
 #if defined(__FMA__) || defined(__aarch64__) || (defined(_MSC_VER) && defined(__AVX2__))
