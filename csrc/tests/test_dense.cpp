@@ -84,7 +84,7 @@ template <class V, class A, class B> void test_products(int m, int n, int k) {
                         for (int l = 0; l < k; ++l) {
                             T x = a1[l * lda + i], y = b1[l * ldb + j];
                             if (scaled) x = x * d1[l];
-                            c = scaled ? fma(x, y, c) : fnma(x, y, c);
+                            c = scaled ? optlayer::fma(x, y, c) : fnma(x, y, c);
                             exact += (scaled ? 1 : -1) * double(x) * y;
                             size += std::fabs(double(x) * y);
                         }
@@ -266,7 +266,7 @@ template <class V> void test_pack() {
         const T p = lane(x, w), q = lane(y, w), r = lane(z, w);
         auto check = [&](V value, T wanted, const char* what) { expect(same_bits(lane(value, w), wanted), what, name<V>(), 0, 0, 0, w, 0); };
         check(x + y, p + q, "+"), check(x - y, p - q, "-"), check(x * y, p * q, "*"), check(x / y, p / q, "/");
-        check(-x, -p, "negation"), check(fma(x, y, z), optlayer::fma(p, q, r), "fma");
+        check(-x, -p, "negation"), check(fnma(-x, y, z), optlayer::fma(p, q, r), "fma");
         check(fnma(x, y, z), optlayer::fma(-p, q, r), "fnma"), check(sqrt(abs(x)), std::sqrt(std::fabs(p)), "sqrt abs");
         check(min(x, y), p < q ? p : q, "min"), check(max(x, y), p > q ? p : q, "max");
         check(select(less, x, y), p < q ? p : q, "select"), check(abs(V(T(-0.0))), T(0), "abs(-0)");
