@@ -21,16 +21,14 @@ def main() -> None:
         assert backends["cpu"], "the compiled core was found"
 
     # The nearest point of the box [0, 1]² to (2, ½) is (1, ½); only the free part follows the input.
-    q = torch.tensor([-2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    torch.set_default_dtype(torch.float64)
+    q = torch.tensor([-2.0, -0.5], requires_grad=True)
     for backend, reason in backends.items():
         if reason is None and backend != "cuda":
-            sol = optlayer.solve(
-                torch.eye(2, dtype=torch.float64), q, lb=torch.zeros(2, dtype=torch.float64),
-                ub=torch.ones(2, dtype=torch.float64), backend=backend,
-            )
-            torch.testing.assert_close(sol.z, torch.tensor([1.0, 0.5], dtype=torch.float64), atol=1e-7, rtol=0)
+            sol = optlayer.solve(torch.eye(2), q, lb=torch.zeros(2), ub=torch.ones(2), backend=backend)
+            torch.testing.assert_close(sol.z, torch.tensor([1.0, 0.5]), atol=1e-7, rtol=0)
             (grad,) = torch.autograd.grad(sol.z.sum(), q)
-            torch.testing.assert_close(grad, torch.tensor([0.0, -1.0], dtype=torch.float64), atol=1e-6, rtol=0)
+            torch.testing.assert_close(grad, torch.tensor([0.0, -1.0]), atol=1e-6, rtol=0)
             print(f"  {backend}: solved and differentiated")
 
 

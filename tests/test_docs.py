@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/ runs, and prints what the page says.
 
-In each document the ```python blocks share one namespace and run in order. A ```text block is the output of the
-block before it. In ```bash blocks, targets of the Makefile and subcommands of `optlayer` must exist.
+In each document the ```python blocks share one namespace and run in order. A ```text block is the output of
+the block before it. In ```bash blocks, targets of the Makefile and subcommands of `optlayer` must exist.
 `<!-- skip: next if(...) -->` hides the reason to pass over a block: a peer that is not installed.
 """
 
@@ -26,7 +26,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 
 def run_python(example: Example) -> None:
-    source = "\n" * (example.line + example.parsed.line_offset) + example.parsed  # tracebacks name the page's lines
+    # Blank lines in front, so that tracebacks name the lines of the page.
+    source = "\n" * (example.line + example.parsed.line_offset) + example.parsed
     code = compile(source, example.path, "exec", dont_inherit=True)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, example.namespace)
@@ -98,7 +99,6 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     mkdocs = shutil.which("mkdocs") or str(ROOT / ".venv/bin/mkdocs")
     if not Path(mkdocs).exists():
         pytest.skip("mkdocs is not installed")
-    result = subprocess.run(
-        [mkdocs, "build", "--strict", "-q", "-d", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [mkdocs, "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

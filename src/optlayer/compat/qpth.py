@@ -1,14 +1,14 @@
 """A drop-in for qpth: replace `from qpth.qp import …` by `from optlayer.compat.qpth import …`.
 
-What stays: the names, the arguments, empty tensors for absent parts, which tensors may lack a batch dimension, an
-answer that always has one, the error for a `Q` that is not positive definite, and the gradient of a tensor that
-the batch shares: qpth returns the *mean* over the batch where autograd defines the sum. `shared_gradient="sum"`
-gives the sum, as `optlayer.solve` does; learning rates that were tuned with the mean then need dividing by the batch
-size.
+What stays: the names, the arguments, empty tensors for absent parts, which tensors may lack a batch
+dimension, an answer that always has one, the error for a `Q` that is not positive definite, and the gradient
+of a tensor that the batch shares: qpth returns the *mean* over the batch where autograd defines the sum.
+`shared_gradient="sum"` gives the sum, as `optlayer.solve` does; learning rates that were tuned with the mean
+then need dividing by the batch size.
 
-What differs: problems without inequalities, LPs and singular `Q` (with `check_Q_spd=False`) work; only what needs a
-gradient is computed; second derivatives are right; a member that cannot be solved gives a warning that names the
-reason, and a zero gradient.
+What differs: problems without inequalities, LPs and singular `Q` (with `check_Q_spd=False`) work; only what
+needs a gradient is computed; second derivatives are right; a member that cannot be solved gives a warning
+that names the reason, and a zero gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _said_mean = False
 
 
 class QPSolvers(Enum):
-    """qpth's choice of solver: `PDIPM_BATCHED` is the fastest backend there is, `CVXPY` the reference backend."""
+    """qpth's choice of solver: `PDIPM_BATCHED` takes the fastest backend, `CVXPY` the reference backend."""
 
     PDIPM_BATCHED = 1
     CVXPY = 2
@@ -50,21 +50,22 @@ def QPFunction(
         minimise ½ zᵀQz + pᵀz  subject to  Az = b, Gz ≤ h
 
     Args:
-        eps: Tolerance, relative. Up to 1e-8 it means the default of `optlayer.Settings`: qpth's own default, an
-            absolute 1e-12, is below what rounding allows.
+        eps: Tolerance, relative. Up to 1e-8 it means the default of `optlayer.Settings`: qpth's own default,
+            an absolute 1e-12, is below what rounding allows.
         verbose: -1 is silent; otherwise a member that was not solved gives a warning.
         notImprovedLim: Accepted, without effect: an unsolved member has a status of its own.
-        maxIter: The least number of iterations allowed for; the default of `optlayer.Settings` if that is larger.
+        maxIter: The least number of iterations allowed for; the default of `optlayer.Settings` if that is
+            larger.
         solver: See `QPSolvers`.
         check_Q_spd: Raise if some `Q` is not positive definite.
         shared_gradient: What a tensor without a batch dimension receives: the "mean" over the batch, as qpth
             defines it, or the "sum", as autograd does.
 
     Returns:
-        A function of `Q (…, n, n)`, `p (…, n)`, `G (…, p, n)`, `h (…, p)`, `A (…, m, n)`, `b (…, m)`, each with or
-        without a leading batch dimension; an empty tensor stands for an absent part. It returns `z (batch, n)`, also
-        for a batch of one. It raises `RuntimeError` if `check_Q_spd` finds a `Q` that is not positive definite, and
-        `ValueError` for shapes that do not fit.
+        A function of `Q (…, n, n)`, `p (…, n)`, `G (…, p, n)`, `h (…, p)`, `A (…, m, n)`, `b (…, m)`, each
+        with or without a leading batch dimension; an empty tensor stands for an absent part. It returns `z
+        (batch, n)`, also for a batch of one. It raises `RuntimeError` if `check_Q_spd` finds a `Q` that is
+        not positive definite, and `ValueError` for shapes that do not fit.
 
     Source: Amos and Kolter, OptNet, 2017; the interface is that of its package qpth.
     """
@@ -95,7 +96,8 @@ def QPFunction(
             return x
 
         Q_, p_, G_, h_, A_, b_ = (prepare(x, dim) for x, dim in given.values())
-        assert Q_ is not None and p_ is not None, "Q and p are needed"
+        if Q_ is None or p_ is None:
+            raise ValueError("Q and p may not be empty")
         sol = solve(
             Q_, p_ if batched else p_.unsqueeze(0), G_, h_, A_, b_,
             settings=settings, backend=backend, check=False,
@@ -112,8 +114,8 @@ def _say_mean() -> None:
     if not _said_mean:
         _said_mean = True
         warnings.warn(
-            "As in qpth, a tensor that the batch shares receives the mean of its members' gradients, not the sum. "
-            'QPFunction(shared_gradient="sum") gives the sum; see the migration guide.',
+            "As in qpth, a tensor that the batch shares receives the mean of its members' gradients, not "
+            'their sum. QPFunction(shared_gradient="sum") gives the sum; see the migration guide.',
             stacklevel=4,
         )
 

@@ -1,0 +1,310 @@
+"""Each ready layer against a closed form or an independent solver, and its gradient against differences."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from optlayer import nn
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> None:
+    torch.manual_seed(1)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=F64)
+
+
+def close(actual: Tensor, expected: object, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(actual, torch.as_tensor(expected).to(actual), atol=atol, rtol=0)
+
+
+def slsqp(objective, z0, constraints=(), bounds=None):  # type: ignore[no-untyped-def]
+    """An active-set method of scipy's: nothing in common with ours."""
+    options = {"ftol": 1e-14, "maxiter": 1000}
+    result = scipy.optimize.minimize(
+        objective, z0, method="SLSQP", bounds=bounds, constraints=constraints, options=options
+    )
+    assert result.success, result.message
+    return result.x
+
+
+# --- projections: closed forms
+# -------------------------------------------------------------------------------
+
+
+def sorted_simplex(y: Tensor, radius: float = 1.0) -> Tensor:
+    """Sort, find the threshold, cut (Held, Wolfe and Crowder, 1974)."""
+    u = y.sort(dim=-1, descending=True).values
+    tau = (u.cumsum(-1) - radius) / torch.arange(1, y.shape[-1] + 1).to(y)
+    count = (u > tau).sum(-1, keepdim=True)
+    return (y - tau.gather(-1, count - 1)).clamp(min=0)
+
+
+def test_simplex() -> None:
+    y = 2 * normal(50, 7)
+    close(nn.SimplexProjection(1.5)(y), sorted_simplex(y, 1.5))
+
+
+def test_sparsemax_along_any_dimension() -> None:
+    y = 2 * normal(4, 6, 3)
+    z = nn.Sparsemax(dim=1)(y)
+    close(z, sorted_simplex(y.movedim(1, -1)).movedim(-1, 1))
+    close(z.sum(1), torch.ones(4, 3))
+
+
+def test_box_and_its_learnable_bounds() -> None:
+    y = normal(30, 5)
+    lb, ub = torch.nn.Parameter(-torch.rand(5, dtype=F64)), torch.rand(5, dtype=F64)
+    layer = nn.BoxProjection(lb, ub)
+    close(layer(y), y.clamp(lb.detach(), ub))
+    layer(y).sum().backward()
+    close(lb.grad, (y < lb.detach()).sum(0))
+    close(nn.BoxProjection(-0.5, 1)(y), y.clamp(-0.5, 1))
+
+
+def test_linf_ball() -> None:
+    y = normal(30, 5)
+    close(nn.LInfBallProjection(0.3)(y), y.clamp(-0.3, 0.3))
+
+
+def test_l1_ball_inside_and_outside() -> None:
+    y = torch.cat([normal(30, 6), 0.01 * normal(5, 6)])
+    outside = y.abs().sum(-1, keepdim=True) > 1.2
+    assert outside.any()
+    assert not outside.all()
+    expected = torch.where(outside, y.sign() * sorted_simplex(y.abs(), 1.2), y)
+    close(nn.L1BallProjection(1.2)(y), expected)
+
+
+def test_one_halfspace() -> None:
+    y, g = normal(30, 4), normal(1, 4)
+    excess = (y @ g[0] - 0.5).clamp(min=0) / (g @ g.mT).squeeze()
+    close(nn.HalfspaceProjection(g, torch.tensor([0.5], dtype=F64))(y), y - excess[:, None] * g)
+
+
+def test_several_halfspaces() -> None:
+    G, h = normal(6, 4), torch.rand(6, dtype=F64)
+    y = 2 * normal(5, 4)
+    z = nn.HalfspaceProjection(G, h)(y)
+    for target, found in zip(y.numpy(), z, strict=True):
+        constraint = {"type": "ineq", "fun": lambda z: h.numpy() - G.numpy() @ z, "jac": lambda z: -G.numpy()}
+        close(found, slsqp(lambda z, y=target: 0.5 * np.sum((z - y) ** 2), np.zeros(4), [constraint]), 1e-5)
+
+
+def test_birkhoff() -> None:
+    y = normal(3, 2, 4, 4)
+    z = nn.BirkhoffProjection()(y)
+    close(z.sum(-1), torch.ones(3, 2, 4))
+    close(z.sum(-2), torch.ones(3, 2, 4))
+    assert z.min() > -1e-9
+    # A large factor leaves the best assignment.
+    close(nn.BirkhoffProjection()(50 * y[0, 0]), assignment(y[0, 0]))
+    with pytest.raises(ValueError, match="k, k"):
+        nn.BirkhoffProjection()(normal(2, 3))
+
+
+def assignment(y: Tensor) -> Tensor:
+    rows, columns = scipy.optimize.linear_sum_assignment(-y.numpy())
+    result = torch.zeros_like(y)
+    result[rows, columns] = 1
+    return result
+
+
+def test_isotonic_regression() -> None:
+    y = normal(20, 15)
+    expected = [scipy.optimize.isotonic_regression(row).x for row in y.numpy()]
+    close(nn.MonotoneProjection()(y), np.stack(expected))
+
+
+# --- total variation
+# -----------------------------------------------------------------------------------------
+
+
+def test_total_variation_satisfies_the_taut_string() -> None:
+    """z minimises if and only if the running sum of y − z stays within ±weight, and touches where z jumps."""
+    y, weight = normal(8, 30).cumsum(-1), 0.7
+    z = nn.TotalVariation(30, weight).to(F64)(y)
+    string = (y - z).cumsum(-1)
+    close(string[:, -1], torch.zeros(8))
+    assert string.abs().max() < weight + 1e-7
+    jumps = z.diff(dim=-1)
+    where = jumps.abs() > 1e-6
+    close(string[:, :-1][where], -weight * jumps.sign()[where])
+
+
+def test_total_variation_of_a_grid() -> None:
+    y, weight = normal(4, 5), 0.4
+    z = nn.TotalVariation((4, 5), weight).to(F64)(y)
+
+    def objective(v: np.ndarray) -> float:  # variables: z, t ≥ |differences|
+        return float(0.5 * np.sum((v[:20] - y.numpy().ravel()) ** 2) + weight * v[20:].sum())
+
+    D = nn.TotalVariation((4, 5)).D.to(F64).numpy()
+    M = np.block([[-D, np.eye(len(D))], [D, np.eye(len(D))]])
+    v = slsqp(objective, np.ones(20 + len(D)), [{"type": "ineq", "fun": lambda v: M @ v, "jac": lambda v: M}])
+    close(z.flatten(), v[:20], 1e-4)
+
+
+def test_total_variation_learns_its_differences() -> None:
+    layer = nn.TotalVariation(6, 0.3, learn_differences=True).to(F64)
+    layer(normal(4, 6)).square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="last dimensions"):
+        layer(normal(4, 7))
+
+
+# --- heads and controllers
+# -----------------------------------------------------------------------------------
+
+
+def test_svm_head_solves_the_primal() -> None:
+    """The dual's scores are those of the primal: weights W, ½‖W‖² + C Σ slack, with margins of one."""
+    torch.manual_seed(3)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    x = normal(6, 3) + 2 * torch.nn.functional.one_hot(labels, 3)
+    queries = normal(5, 3)
+    C = 0.5
+    scores = nn.SVMHead(3, C=C, regularisation=0.0)(x, labels, queries)
+
+    def objective(v: np.ndarray) -> float:
+        return float(0.5 * np.sum(v[:9] ** 2) + C * v[9:].sum())
+
+    rows = []  # ⟨w_y − w_c, x⟩ + slack ≥ 1 − [c = y]
+    offsets = []
+    for i, (xi, yi) in enumerate(zip(x.numpy(), labels.tolist(), strict=True)):
+        for c in range(3):
+            W, slack = np.zeros((3, 3)), np.zeros(6)
+            W[yi] += xi
+            W[c] -= xi
+            slack[i] = 1
+            rows.append(np.concatenate([W.ravel(), slack]))
+            offsets.append(float(c != yi))
+    M, o = np.stack(rows), np.array(offsets)
+    v = slsqp(objective, np.ones(15), [{"type": "ineq", "fun": lambda v: M @ v - o, "jac": lambda v: M}])
+    close(scores, queries.numpy() @ v[:9].reshape(3, 3).T, 1e-4)
+
+
+def test_svm_head_batches() -> None:
+    x, queries = normal(2, 6, 4), normal(2, 3, 4)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2]).repeat(2, 1)
+    together = nn.SVMHead(3)(x, labels, queries)
+    alone = torch.stack([nn.SVMHead(3)(*part) for part in zip(x, labels, queries, strict=True)])
+    close(together, alone)
+
+
+def test_mpc_without_limits_is_the_linear_quadratic_regulator() -> None:
+    F, B = torch.tensor([[1.0, 0.1], [0.0, 1.0]], dtype=F64), torch.tensor([[0.0], [0.1]], dtype=F64)
+    Q, R, T = torch.diag(torch.tensor([2.0, 0.5], dtype=F64)), torch.tensor([[0.3]], dtype=F64), 12
+    P = Q  # Riccati's recursion, backwards
+    for _ in range(T):
+        K = torch.linalg.solve(R + B.mT @ P @ B, B.mT @ P @ F)
+        P = Q + F.mT @ P @ (F - B @ K)
+    x0 = normal(7, 2)
+    inputs, states = nn.LinearMPC(F, B, T, Q.diagonal(), R.diagonal())(x0)
+    close(inputs[:, 0], -x0 @ K.mT)
+    x = x0
+    for t in range(T):
+        x = x @ F.mT + inputs[:, t] @ B.mT
+        close(states[:, t], x)
+
+
+def test_mpc_keeps_limits_and_reaches_its_target() -> None:
+    F, B = torch.eye(1, dtype=F64), torch.eye(1, dtype=F64)
+    controller = nn.LinearMPC(F, B, 8, input_cost=torch.tensor([1e-6], dtype=F64), input_limit=0.5)
+    inputs, states = controller(torch.zeros(1, dtype=F64), torch.tensor([2.0], dtype=F64))
+    close(states[:, 0], [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0], 1e-4)
+    close(inputs[:4, 0], [0.5] * 4, 1e-4)
+
+
+def test_safety_filter_with_one_barrier() -> None:
+    wanted, drift, barrier = normal(40, 3), normal(40, 1), torch.rand(40, 1, dtype=F64)
+    control = normal(40, 1, 3)
+    u = nn.SafetyFilter(gain=2.0)(wanted, barrier, drift, control)
+    lack = (-drift - 2 * barrier - (control @ wanted[..., None])[..., 0]).clamp(min=0)
+    close(u, wanted + lack / control.square().sum(-1) * control[:, 0])
+    close(nn.SafetyFilter(limit=0.1)(wanted, barrier + 100, drift, control), wanted.clamp(-0.1, 0.1))
+
+
+def test_portfolio_with_diagonal_covariance() -> None:
+    """w = max(0, (returns − tau) / (risk_aversion · variance)), tau such that the sum is one."""
+    returns, variance = 0.1 * normal(6), 0.5 + torch.rand(6, dtype=F64)
+    w = nn.Portfolio(risk_aversion=3.0)(returns, torch.diag(variance))
+
+    def excess(tau: float) -> float:
+        return float(((returns - tau).clamp(min=0) / (3.0 * variance)).sum() - 1)
+
+    tau = scipy.optimize.brentq(excess, -100, 100)
+    close(w, (returns - tau).clamp(min=0) / (3.0 * variance))
+    close(nn.Portfolio(largest=0.25)(returns.expand(3, 6), torch.eye(6, dtype=F64)).amax(-1), [0.25] * 3)
+
+
+# --- what all have in common
+# ---------------------------------------------------------------------------------
+
+LAYERS = {
+    "simplex": (nn.SimplexProjection, (5,)),
+    "box": (lambda: nn.BoxProjection(-0.3, 0.4), (5,)),
+    "l1": (lambda: nn.L1BallProjection(0.8), (5,)),
+    "linf": (lambda: nn.LInfBallProjection(0.5), (5,)),
+    "halfspaces": (lambda: nn.HalfspaceProjection(torch.eye(5) - 0.3, 0.2 * torch.ones(5)), (5,)),
+    "birkhoff": (nn.BirkhoffProjection, (3, 3)),
+    "monotone": (nn.MonotoneProjection, (5,)),
+    "sparsemax": (nn.Sparsemax, (5,)),
+    "total variation": (lambda: nn.TotalVariation(5, 0.3), (5,)),
+    "total variation, learned": (lambda: nn.TotalVariation(5, 0.3, learn_differences=True), (5,)),
+    "grid": (lambda: nn.TotalVariation((2, 3), 0.3), (2, 3)),
+    "mpc": (lambda: nn.LinearMPC(torch.eye(2) + 0.1, torch.ones(2, 1), 3, input_limit=0.4), (2,)),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer_and_shape(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    make, shape = LAYERS[request.param]
+    return make(), shape
+
+
+def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def test_gradient_is_that_of_differences(layer_and_shape) -> None:  # type: ignore[no-untyped-def]
+    layer, shape = layer_and_shape
+    layer = layer.to(F64)
+    names = [name for name, _ in layer.named_parameters()]
+    parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    inputs = (normal(3, *shape).requires_grad_(), *parameters)
+
+    def function(y: Tensor, *parameters: Tensor) -> Tensor:
+        return first(torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (y,)))
+
+    assert torch.autograd.gradcheck(function, inputs, atol=1e-5)
+
+
+def test_leading_dimensions_are_a_batch(layer_and_shape) -> None:  # type: ignore[no-untyped-def]
+    layer, shape = layer_and_shape
+    layer = layer.to(F64)
+    y = normal(2, 3, *shape)
+    together = first(layer(y))
+    alone = torch.stack([torch.stack([first(layer(v)) for v in row]) for row in y])
+    close(together, alone)
+
+
+def test_float32_copies_and_pickles(layer_and_shape) -> None:  # type: ignore[no-untyped-def]
+    layer, shape = layer_and_shape
+    y = normal(4, *shape)
+    expected = first(layer.to(F64)(y))
+    single = layer.to(torch.float32)
+    assert first(single(y.float())).dtype == torch.float32
+    close(first(single(y.float())), expected, 1e-4)
+    for twin in (copy.deepcopy(single), pickle.loads(pickle.dumps(single))):
+        close(first(twin(y.float())), first(single(y.float())))
