@@ -92,7 +92,7 @@ def test_every_code_block_runs(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_fences_name_a_language_that_is_checked(page: Path) -> None:
     fences = re.findall(r"^```(\w*)", page.read_text(), flags=re.MULTILINE)[::2]
-    assert set(fences) <= {"python", "text", "bash", "toml", "mermaid"}, fences
+    assert set(fences) <= {"python", "text", "bash"}, fences
 
 
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
