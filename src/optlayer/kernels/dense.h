@@ -226,47 +226,191 @@ template <class V, class L> void trsm_right(int m, int n, V* X, int ldx, const L
     });
 }
 
-// x := L^-1 x
-template <class V, class L> void solve_lower(int n, const L* l, int ld, const L* inv_diag, V* x) {
-    for (int j = 0; j < n; ++j) {
-        x[j] = x[j] * V(inv_diag[j]);
-        for (int i = j + 1; i < n; ++i) x[i] = fnma(V(l[j * ld + i]), x[j], x[i]);
+// ---- vectors -------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+// Eight consecutive elements of a column, in `count` registers. Dot products are eight partial sums, of the terms
+// i mod 8, added as a tree: enough to fill the registers of one QP, and the lanes of many do the same.
+template <class V, bool = is_pack<V>> struct Chunk {
+    static constexpr int width = native_width<V> < 8 ? native_width<V> : 8, count = 8 / width;
+    static constexpr int columns = width;  // so many columns share the loads of x, with eight accumulators in all
+    using R = Pack<V, width>;
+    static OPTLAYER_INLINE R load(const V* p, int q, int rows) {
+        const int left = rows - q * width;
+        return rows >= 8 ? R::load(p + q * width) : R::load_first(p + q * width, left < 0 ? 0 : left < width ? left : width);
     }
-}
-
-// x := L^-T x
-template <class V, class L> void solve_lower_t(int n, const L* l, int ld, const L* inv_diag, V* x) {
-    for (int j = n - 1; j >= 0; --j) {
-        for (int i = j + 1; i < n; ++i) x[j] = fnma(V(l[j * ld + i]), x[i], x[j]);
-        x[j] = x[j] * V(inv_diag[j]);
+    static OPTLAYER_INLINE void store(V* p, int q, int rows, R x) {
+        const int left = rows - q * width;
+        rows >= 8 ? x.store(p + q * width) : x.store_first(p + q * width, left < 0 ? 0 : left < width ? left : width);
     }
-}
-
-// y += sign A x, A of m x n
-template <class V, class A> void gemv(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
-    for (int j = 0; j < n; ++j)
-        for (int i = 0; i < m; ++i) y[i] = fma(V(a[j * lda + i]), sign > 0 ? x[j] : -x[j], y[i]);
-}
-
-// y += sign A^T x, A of m x n
-template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
-    for (int j = 0; j < n; ++j) {
-        V sum(0);
-        for (int i = 0; i < m; ++i) sum = fma(V(a[j * lda + i]), x[i], sum);
-        y[j] = sign > 0 ? y[j] + sum : y[j] - sum;
+    // x in the rows from j on, 0 above, where x starts at row i + q * width
+    static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) {
+        V row[width];
+        OPTLAYER_UNROLL
+        for (int w = 0; w < width; ++w) row[w] = V(q * width + w);
+        return select(R::load(row) >= R(V(j - i)), x, R(V(0)));
     }
-}
-
-// y += A x, from the lower triangle of a symmetric A
-template <class V, class A> void symv_lower(int n, const A* a, int lda, const V* x, V* y) {
-    for (int j = 0; j < n; ++j) {
-        V sum(0);
-        y[j] = fma(V(a[j * lda + j]), x[j], y[j]);
-        for (int i = j + 1; i < n; ++i) {
-            y[i] = fma(V(a[j * lda + i]), x[j], y[i]);
-            sum = fma(V(a[j * lda + i]), x[i], sum);
+    template <int W> static OPTLAYER_INLINE V sum(Pack<V, W> x) {
+        if constexpr (W == 2) {
+            return x[0] + x[1];
+        } else {
+            V each[W];
+            x.store(each);
+            return sum(Pack<V, W / 2>::load(each) + Pack<V, W / 2>::load(each + W / 2));
         }
-        y[j] = y[j] + sum;
+    }
+};
+template <class V> struct Chunk<V, true> {
+    static constexpr int width = 1, count = 8, columns = vector_registers == 32 ? 2 : 1;
+    using R = V;
+    template <class U> static OPTLAYER_INLINE R load(const U* p, int q, int rows) { return q < rows ? R(p[q]) : R(0); }
+    static OPTLAYER_INLINE void store(V* p, int q, int rows, R x) {
+        if (q < rows) p[q] = x;
+    }
+    static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) { return i + q >= j ? x : R(0); }
+    static OPTLAYER_INLINE V sum(V x) { return x; }
+};
+template <class V, class R, int count> OPTLAYER_INLINE V total(R (&partial)[count]) {
+    OPTLAYER_UNROLL
+    for (int half = count / 2; half > 0; half /= 2)
+        OPTLAYER_UNROLL
+        for (int q = 0; q < half; ++q) partial[q] = partial[q] + partial[q + half];
+    return Chunk<V>::sum(partial[0]);
+}
+
+// sum(c) = sum_i a(i,c) x(i) for N columns
+template <int N, class V, class A>
+OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V (&sum)[N]) {
+    using K = Chunk<V>;
+    typename K::R partial[N][K::count];
+    OPTLAYER_UNROLL
+    for (int c = 0; c < N; ++c)
+        OPTLAYER_UNROLL
+        for (int q = 0; q < K::count; ++q) partial[c][q] = typename K::R(scalar_of<V>(0));
+    auto add_rows = [&](int i, int rows) {
+        OPTLAYER_UNROLL
+        for (int q = 0; q < K::count; ++q) {
+            const auto xi = K::load(x + i, q, rows);
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) partial[c][q] = fma(K::load(a + c * lda + i, q, rows), xi, partial[c][q]);
+        }
+    };
+    int i = 0;
+    for (; i + 8 <= m; i += 8) add_rows(i, 8);
+    if (i < m) add_rows(i, m - i);
+    OPTLAYER_UNROLL
+    for (int c = 0; c < N; ++c) sum[c] = total<V>(partial[c]);
+}
+
+// Calls f with n as a constant, 1 <= n <= N.
+template <int N, class F> OPTLAYER_INLINE void constant(int n, const F& f) {
+    if constexpr (N > 1)
+        if (n < N) return constant<N - 1>(n, f);
+    f(std::integral_constant<int, N>());
+}
+
+}  // namespace detail
+
+// y += sign A x, A of m x n.
+template <class V, class A> void gemv(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
+    using namespace detail;
+    if (sign > 0) rows<8, 1>(m, y, 0, Product<1, A, One, V>{n, a, lda, nullptr, x, 1}, Plain());
+    else rows<8, 1>(m, y, 0, Product<-1, A, One, V>{n, a, lda, nullptr, x, 1}, Plain());
+}
+
+// y += sign Aᵀ x, A of m x n.
+template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
+    using namespace detail;
+    const Index ld = lda;
+    columns<Chunk<V>::columns>(n, [=](int j, auto width) {
+        V sum[width];
+        dots(m, a + j * ld, ld, x, sum);
+        for (int c = 0; c < width; ++c) y[j + c] = sign > 0 ? y[j + c] + sum[c] : y[j + c] - sum[c];
+    });
+}
+
+// y += A x, from the lower triangle of a symmetric A, each element of which is loaded once.
+template <class V, class A> void symv_lower(int n, const A* a, int lda, const V* x, V* y) {
+    using namespace detail;
+    using K = Chunk<V>;
+    using R = typename K::R;
+    columns<K::columns>(n, [=](int j, auto width) {
+        constexpr int N = width;
+        const A* aj = a + j * Index(lda);
+        R partial[N][K::count], xj[N];
+        OPTLAYER_UNROLL
+        for (int c = 0; c < N; ++c) {
+            xj[c] = R(x[j + c]);
+            OPTLAYER_UNROLL
+            for (int q = 0; q < K::count; ++q) partial[c][q] = R(scalar_of<V>(0));
+        }
+        auto add_rows = [&](int i, int rows, auto diagonal) {
+            OPTLAYER_UNROLL
+            for (int q = 0; q < K::count; ++q) {
+                const R xi = K::load(x + i, q, rows);
+                R yi = K::load(y + i, q, rows);
+                OPTLAYER_UNROLL
+                for (int c = 0; c < N; ++c) {
+                    const R here = K::load(aj + c * Index(lda) + i, q, rows);
+                    yi = fma(diagonal ? K::from_row(here, i, q, j + c) : here, xj[c], yi);
+                    partial[c][q] = fma(diagonal ? K::from_row(here, i, q, j + c + 1) : here, xi, partial[c][q]);
+                }
+                K::store(y + i, q, rows, yi);
+            }
+        };
+        int i = j - j % 8;
+        add_rows(i, n - i < 8 ? n - i : 8, std::true_type());
+        for (i += 8; i + 8 <= n; i += 8) add_rows(i, 8, std::false_type());
+        if (i < n) add_rows(i, n - i, std::false_type());
+        OPTLAYER_UNROLL
+        for (int c = 0; c < N; ++c) y[j + c] = y[j + c] + total<V>(partial[c]);
+    });
+}
+
+// x := L⁻¹ x; eight unknowns, then the rows below them.
+template <class V, class L> void solve_lower(int n, const L* l, int ld, const L* inv_diag, V* x) {
+    using namespace detail;
+    for (int j = 0; j < n; j += 8) {
+        const L* block = l + j * Index(ld) + j;
+        constant<8>(n - j < 8 ? n - j : 8, [=](auto width) {
+            constexpr int N = width;
+            V u[N];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) u[c] = x[j + c];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) {
+                u[c] = u[c] * V(inv_diag[j + c]);
+                OPTLAYER_UNROLL
+                for (int i = c + 1; i < N; ++i) u[i] = fnma(V(block[c * Index(ld) + i]), u[c], u[i]);
+            }
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) x[j + c] = u[c];
+        });
+        if (j + 8 < n) rows<8, 1>(n - j - 8, x + j + 8, 0, Product<-1, L, One, V>{8, block + 8, ld, nullptr, x + j, 1}, Plain());
+    }
+}
+
+// x := L⁻ᵀ x; the rows below eight unknowns, then these.
+template <class V, class L> void solve_lower_t(int n, const L* l, int ld, const L* inv_diag, V* x) {
+    using namespace detail;
+    for (int j = (n - 1) / 8 * 8; j >= 0; j -= 8) {
+        const L* block = l + j * Index(ld) + j;
+        if (j + 8 < n) gemv_t(n - j - 8, 8, block + 8, ld, x + j + 8, x + j, -1);
+        constant<8>(n - j < 8 ? n - j : 8, [=](auto width) {
+            constexpr int N = width;
+            V u[N];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) u[c] = x[j + c];
+            OPTLAYER_UNROLL
+            for (int c = N - 1; c >= 0; --c) {
+                u[c] = u[c] * V(inv_diag[j + c]);
+                OPTLAYER_UNROLL
+                for (int i = 0; i < c; ++i) u[i] = fnma(V(block[i * Index(ld) + c]), u[c], u[i]);
+            }
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) x[j + c] = u[c];
+        });
     }
 }
 
