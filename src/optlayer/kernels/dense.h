@@ -238,11 +238,11 @@ template <class V, bool = is_pack<V>> struct Chunk {
     using R = Pack<V, width>;
     static OPTLAYER_INLINE R load(const V* p, int q, int rows) {
         const int left = rows - q * width;
-        return rows >= 8 ? R::load(p + q * width) : R::load_first(p + q * width, left < 0 ? 0 : left < width ? left : width);
+        return rows >= 8 ? R::load(p + q * width) : R::load_first(p + q * width, left < width ? left : width);
     }
     static OPTLAYER_INLINE void store(V* p, int q, int rows, R x) {
         const int left = rows - q * width;
-        rows >= 8 ? x.store(p + q * width) : x.store_first(p + q * width, left < 0 ? 0 : left < width ? left : width);
+        rows >= 8 ? x.store(p + q * width) : x.store_first(p + q * width, left < width ? left : width);
     }
     // x in the rows from j on, 0 above, where x starts at row i + q * width
     static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) {
@@ -264,10 +264,8 @@ template <class V, bool = is_pack<V>> struct Chunk {
 template <class V> struct Chunk<V, true> {
     static constexpr int width = 1, count = 8, columns = vector_registers == 32 ? 2 : 1;
     using R = V;
-    template <class U> static OPTLAYER_INLINE R load(const U* p, int q, int rows) { return q < rows ? R(p[q]) : R(0); }
-    static OPTLAYER_INLINE void store(V* p, int q, int rows, R x) {
-        if (q < rows) p[q] = x;
-    }
+    template <class U> static OPTLAYER_INLINE R load(const U* p, int q, int) { return R(p[q]); }
+    static OPTLAYER_INLINE void store(V* p, int q, int, R x) { p[q] = x; }
     static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) { return i + q >= j ? x : R(0); }
     static OPTLAYER_INLINE V sum(V x) { return x; }
 };
@@ -279,9 +277,9 @@ template <class V, class R, int count> OPTLAYER_INLINE V total(R (&partial)[coun
     return Chunk<V>::sum(partial[0]);
 }
 
-// sum(c) = sum_i a(i,c) x(i) for N columns
+// y(c) += sign sum_i a(i,c) x(i) for N columns.
 template <int N, class V, class A>
-OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V (&sum)[N]) {
+OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V* y, int sign) {
     using K = Chunk<V>;
     typename K::R partial[N][K::count];
     OPTLAYER_UNROLL
@@ -291,6 +289,7 @@ OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V (&sum)[N])
     auto add_rows = [&](int i, int rows) {
         OPTLAYER_UNROLL
         for (int q = 0; q < K::count; ++q) {
+            if (q * K::width >= rows) break;
             const auto xi = K::load(x + i, q, rows);
             OPTLAYER_UNROLL
             for (int c = 0; c < N; ++c) partial[c][q] = fma(K::load(a + c * lda + i, q, rows), xi, partial[c][q]);
@@ -300,7 +299,24 @@ OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V (&sum)[N])
     for (; i + 8 <= m; i += 8) add_rows(i, 8);
     if (i < m) add_rows(i, m - i);
     OPTLAYER_UNROLL
-    for (int c = 0; c < N; ++c) sum[c] = total<V>(partial[c]);
+    for (int c = 0; c < N; ++c) {
+        const V sum = total<V>(partial[c]);
+        y[c] = sign > 0 ? y[c] + sum : y[c] - sum;
+    }
+}
+
+// The same for columns so short that one sum after the other is faster than the tree (for every V, so that all agree).
+constexpr int few = 16;
+template <int N, class V, class A>
+OPTLAYER_INLINE void few_dots(int m, const A* a, Index lda, const V* x, V* y, int sign) {
+    V sum[N];
+    OPTLAYER_UNROLL
+    for (int c = 0; c < N; ++c) sum[c] = V(0);
+    for (int i = 0; i < m; ++i)
+        OPTLAYER_UNROLL
+        for (int c = 0; c < N; ++c) sum[c] = fma(V(a[c * lda + i]), x[i], sum[c]);
+    OPTLAYER_UNROLL
+    for (int c = 0; c < N; ++c) y[c] = sign > 0 ? y[c] + sum[c] : y[c] - sum[c];
 }
 
 // Calls f with n as a constant, 1 <= n <= N.
@@ -323,11 +339,9 @@ template <class V, class A> void gemv(int m, int n, const A* a, int lda, const V
 template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
     using namespace detail;
     const Index ld = lda;
-    columns<Chunk<V>::columns>(n, [=](int j, auto width) {
-        V sum[width];
-        dots(m, a + j * ld, ld, x, sum);
-        for (int c = 0; c < width; ++c) y[j + c] = sign > 0 ? y[j + c] + sum[c] : y[j + c] - sum[c];
-    });
+    if (m <= few)
+        return columns<8>(n, [=](int j, auto width) { few_dots<width>(m, a + j * ld, ld, x, y + j, sign); });
+    columns<Chunk<V>::columns>(n, [=](int j, auto width) { dots<width>(m, a + j * ld, ld, x, y + j, sign); });
 }
 
 // y += A x, from the lower triangle of a symmetric A, each element of which is loaded once.
@@ -348,6 +362,8 @@ template <class V, class A> void symv_lower(int n, const A* a, int lda, const V*
         auto add_rows = [&](int i, int rows, auto diagonal) {
             OPTLAYER_UNROLL
             for (int q = 0; q < K::count; ++q) {
+                if (q * K::width >= rows) break;
+                if (diagonal && i + (q + 1) * K::width <= j) continue;
                 const R xi = K::load(x + i, q, rows);
                 R yi = K::load(y + i, q, rows);
                 OPTLAYER_UNROLL

@@ -140,6 +140,8 @@ struct Schur {
             x.d[i] = select(g > V(0), V(1) / sqrt(max(g, V(T(1e-30)))), V(1));
         });
         unit = t.max(a.p, V(0), [&](int i) { return x.on[i] * x.d[i] * (v0[i] - x.h[i]); });
+        const V size = t.max(a.p, V(T(1e-30)), [&](int i) { return x.on[i] * x.d[i] * abs(x.h[i]); });
+        unit = max(unit, V(sizeof(T) == 8 ? T(1e-7) : T(1e-3)) * size);  // not below rounding
         unit_dual = unit;
         x.each(t, [&](int k, int i, V) {
             const V s = max((x.h[k] - v0[i]) * x.d[i], unit);

@@ -60,6 +60,7 @@ template <class V>
 struct Sides {
     int p, lower, upper, base;  // base: first row of C that is a bound
     V *h, *on, *s, *lam, *ds, *dlam, *r, *c;
+    V *active;                   // 1 where the last step shrank s rather than lam
     V *weight;                   // per side: its share of D, kept for the derivative
     V *D, *e, *v, *dy, *dt, *d, *goal;  // per row: weight, constant, C z, net multiplier step, C dz, scale, active value
     V count;                     // number of finite sides
@@ -69,7 +70,7 @@ struct Sides {
 
     void place(Arena& keep, Arena& work) {
         weight = keep.take<V>(total());
-        for (V** x : {&h, &on, &s, &lam, &ds, &dlam, &r, &c}) *x = work.take<V>(total());
+        for (V** x : {&h, &on, &s, &lam, &ds, &dlam, &r, &c, &active}) *x = work.take<V>(total());
         for (V** x : {&D, &e, &v, &dy, &dt, &d, &goal}) *x = work.take<V>(rows());
     }
 
