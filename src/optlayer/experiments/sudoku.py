@@ -1,0 +1,260 @@
+"""Mini-Sudoku (OptNet, section 4.4): the rules of a 4×4 Sudoku, learned from examples alone.
+
+The layer solves `minimise ½·0.1·zᵀz − xᵀz subject to A z = b, z ≥ 0`, where x is the one-hot puzzle (64 numbers, a
+blank is zeros) and z the one-hot answer. A (40×64) and z₀, with b = A z₀, start at random; nothing else is told.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typer import Option
+
+from optlayer.experiments import harness
+from optlayer.experiments.harness import Data, Job, Row, Run
+from optlayer.nn import OptNetLayer
+
+# --- puzzles --------------------------------------------------------------------------------------------------------
+
+
+def units(boards: np.ndarray) -> np.ndarray:
+    """Rows, columns and blocks: (N, n, n) to (N, 3n, n)."""
+    side = boards.shape[-1]
+    size = round(side**0.5)
+    blocks = boards.reshape(-1, size, size, size, size).swapaxes(2, 3).reshape(boards.shape)
+    return np.concatenate([boards, boards.swapaxes(1, 2), blocks], 1)
+
+
+def valid(boards: np.ndarray) -> np.ndarray:
+    """Which boards have every digit once in every row, column and block."""
+    return (np.sort(units(boards), -1) == np.arange(1, boards.shape[-1] + 1)).all((1, 2))
+
+
+def grids() -> np.ndarray:
+    """All 288 solved boards, (288, 4, 4), digits 1 to 4."""
+    rows = np.array(list(itertools.permutations(range(1, 5))), np.uint8)
+    boards = rows[np.array(list(itertools.product(range(24), repeat=4)))]
+    return boards[valid(boards)]
+
+
+def puzzles(count: int, seed: int = 0, patience: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct puzzles with exactly one solution: givens (count, 4, 4) with 0 for a blank, and their solutions.
+
+    A random board loses its digits in random order, as long as no other board fits; the third digit that cannot
+    go ends it. That leaves 4 to 9 givens.
+    """
+    boards = grids().reshape(-1, 16)
+    rng = np.random.default_rng(seed)
+    found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+    while len(found) < count:
+        solution = boards[rng.integers(len(boards), size=2048)]
+        order = rng.permuted(np.tile(np.arange(16), (len(solution), 1)), axis=1)
+        given, failures = np.ones(solution.shape, bool), np.zeros(len(solution), int)
+        for cell in order.T:
+            without = given.copy()
+            without[np.arange(len(solution)), cell] = False
+            fits = ((solution[:, None] == boards) | ~without[:, None]).all(2).sum(1)
+            given = np.where(((fits == 1) & (failures < patience))[:, None], without, given)
+            failures += fits > 1
+        for puzzle, answer in zip(np.where(given, solution, 0).astype(np.uint8), solution, strict=True):
+            found.setdefault(puzzle.tobytes(), (puzzle, answer))
+    chosen = list(itertools.islice(found.values(), count))
+    given, solution = (np.stack(part).reshape(-1, 4, 4) for part in zip(*chosen, strict=True))
+    return given, solution
+
+
+def one_hot(boards: np.ndarray) -> Tensor:
+    """Boards (N, 4, 4) as (N, 4, 4, 4): row, column, digit; blanks are zeros."""
+    return torch.from_numpy(np.eye(5, dtype=np.float32)[:, 1:][boards])
+
+
+def load(path: Path | None, train: int, test: int, seed: int) -> Data:
+    """Puzzles from a file with `puzzle` and `solution`, or our own; the last `test` are held out."""
+    if path is None:
+        given, solution = puzzles(train + test, seed)
+    else:
+        with np.load(path) as file:
+            given, solution = file["puzzle"], file["solution"]
+    if len(given) < train + test:
+        raise ValueError(f"{path} has {len(given)} puzzles, fewer than {train} + {test}")
+    x, y = one_hot(given), one_hot(solution)
+    return Data(train=(x[:train], y[:train]), test=(x[-test:], y[-test:]))
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """The layer alone: puzzle (B, 4, 4, 4) to answer, of the same shape. Works in float64 inside."""
+
+    def __init__(self, equalities: int = 40, penalty: float = 0.1) -> None:
+        super().__init__()
+        self.layer = OptNetLayer(64, equalities=equalities, Q=penalty, lb=0.0, dtype=torch.float64)
+
+    def forward(self, puzzle: Tensor) -> Tensor:
+        return self.layer(-puzzle.flatten(1).double()).reshape(puzzle.shape)
+
+
+class ConvNet(nn.Module):
+    """The paper's baseline: 3×3 convolutions with ReLU between, digits as channels, the board's size kept."""
+
+    def __init__(self, depth: int = 10, filters: int = 512) -> None:
+        super().__init__()
+        widths = [4, *[filters] * (depth - 1), 4]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, puzzle: Tensor) -> Tensor:
+        return self.layers(puzzle.movedim(-1, 1)).movedim(1, -1)
+
+
+def measures(answer: Tensor, target: Tensor) -> Row:
+    """Squared error, share of wrong cells, and whether any cell of the board is wrong; each per board."""
+    wrong = answer.argmax(-1) != target.argmax(-1)
+    return {
+        "loss": (answer - target).square().mean((1, 2, 3)),
+        "cell_error": wrong.double().mean((1, 2)),
+        "board_error": wrong.any(2).any(1),
+    }
+
+
+def answer(model: nn.Module, puzzle: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.cpu()(puzzle)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def draw_boards(puzzle: Tensor, answers: dict[str, Tensor], target: Tensor) -> Any:
+    """A row per puzzle: the givens, then each model's answer; wrong digits in red, givens bold."""
+    columns = {"puzzle": puzzle, **answers}
+    picture, axes = harness.figure(1.9 * len(columns), 1.9 * len(puzzle), len(columns), len(puzzle), squeeze=False)
+    for column, (title, boards) in enumerate(columns.items()):
+        axes[0, column].set_title(title, fontsize=10)
+        for axis, board, given, right in zip(axes[:, column], boards, puzzle, target, strict=True):
+            for line in range(5):
+                width = 1.6 if line % 2 == 0 else 0.5
+                axis.plot([0, 4], [line, line], "k", linewidth=width)
+                axis.plot([line, line], [0, 4], "k", linewidth=width)
+            for i, j in itertools.product(range(4), repeat=2):
+                if board[i, j].abs().sum() == 0:
+                    continue
+                digit = board[i, j].argmax()
+                axis.text(
+                    j + 0.5,
+                    i + 0.52,
+                    str(int(digit) + 1),
+                    ha="center",
+                    va="center",
+                    fontsize=13,
+                    color="black" if digit == right[i, j].argmax() else "#d00000",
+                    weight="bold" if given[i, j].any() else "normal",
+                )
+            axis.set(xlim=(-0.05, 4.05), ylim=(4.05, -0.05), aspect="equal")
+            axis.axis("off")
+    return picture
+
+
+def rules() -> Tensor:
+    """The true constraints, (64, 64): a digit a cell, each digit once in every row, column and block; rank 40."""
+    place = np.arange(64).reshape(4, 4, 4)
+    groups = [place.reshape(16, 4)]
+    groups += [units(place[None, :, :, digit])[0] for digit in range(4)]
+    matrix = np.zeros((64, 64))
+    matrix[np.arange(64)[:, None], np.concatenate(groups)] = 1
+    return torch.from_numpy(matrix)
+
+
+def row_space(matrix: Tensor, rank: int) -> Tensor:
+    """The projection onto the span of the first `rank` right singular vectors."""
+    vectors = torch.linalg.svd(matrix)[2][:rank]
+    return vectors.mT @ vectors
+
+
+def draw_constraints(learned: Tensor) -> Any:
+    """The learned A, and what it means: the space its rows span, beside that of the true rules."""
+    picture, axes = harness.figure(12, 3.6, 3)
+    spaces = [row_space(learned, len(learned)), row_space(rules(), 40)]
+    titles = ["learned A (40 × 64)", "row space of the learned A", "row space of the rules"]
+    for axis, matrix, title in zip(axes, [learned, *spaces], titles, strict=True):
+        limit = float(matrix.abs().quantile(0.995))
+        axis.imshow(matrix.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("variable (row, column, digit)")
+    return picture
+
+
+def draw_curves(rows: list[Row]) -> Any:
+    """Loss and errors over the epochs."""
+    picture, axes = harness.figure(12, 3.5, 3)
+    for axis, measure in zip(axes, ["loss", "cell_error", "board_error"], strict=True):
+        harness.curves(axis, rows, measure)
+    axes[0].set_yscale("log")
+    axes[0].set_title("mean squared error", fontsize=10)
+    axes[1].set_title("share of wrong cells", fontsize=10)
+    axes[2].set_title("share of boards with a wrong cell", fontsize=10)
+    axes[2].legend(fontsize=8)
+    return picture
+
+
+# --- the experiment -------------------------------------------------------------------------------------------------
+
+
+def main(
+    data: Annotated[
+        Path | None, Option(help="npz with `puzzle` and `solution` (N, 4, 4); default: puzzles made here.")
+    ] = None,
+    train: Annotated[int, Option(help="Training puzzles.")] = 9000,
+    test: Annotated[int, Option(help="Held-out puzzles.")] = 1000,
+    epochs: Annotated[int, Option(help="Epochs of the layer.")] = 5,
+    rate: Annotated[float, Option(help="Adam's rate for the layer; it decays to zero.")] = 0.1,
+    batch: Annotated[int, Option(help="Puzzles per step, over all processes.")] = 150,
+    equalities: Annotated[int, Option(help="Rows of the learned A.")] = 40,
+    conv_epochs: Annotated[int, Option(help="Epochs of the convolutional baseline; 0 leaves it out.")] = 20,
+    conv_filters: Annotated[int, Option(help="Its filters; the paper has 512, slow without a GPU.")] = 64,
+    conv_depth: Annotated[int, Option(help="Its layers.")] = 10,
+    conv_rate: Annotated[float, Option(help="Adam's rate for it; it decays to zero.")] = 1e-3,
+    seed: Annotated[int, Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, Option(help="How many seeds, one after another.")] = 1,
+    out: Annotated[Path | None, Option(help="Folder of the run; default: runs/sudoku-DATE-TIME.")] = None,
+    resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
+    accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, Option(help="Processes on this machine (torchrun sets it).")] = 1,
+) -> None:
+    """Learn mini-Sudoku from examples: an OptNet layer beside a convolutional network (section 4.4, figs. 4, 5)."""
+    options = dict(locals())
+    if resume:
+        return main(**harness.resumed(resume, options))
+    run = Run("sudoku", options, out, accelerator, devices)
+    boards = load(data, train, test, seed)
+    jobs = []
+    for each in range(seed, seed + seeds):
+        torch.manual_seed(each)
+        layer = Layer(equalities)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=rate)
+        jobs.append(Job("OptNet", each, layer, optimizer, measures, epochs, batch, harness.cosine))
+        if conv_epochs:
+            net = ConvNet(conv_depth, conv_filters)
+            optimizer = torch.optim.Adam(net.parameters(), lr=conv_rate)
+            name = f"conv {conv_depth}×{conv_filters}"
+            jobs.append(Job(name, each, net, optimizer, measures, conv_epochs, batch, harness.cosine))
+
+    some = slice(0, 4)
+    puzzle, target = (part[some] for part in boards.test)
+    answers = {"OptNet, untrained": answer(jobs[0].model, puzzle)}
+    with harness.bar(run) as progress:
+        for job in jobs:
+            harness.train(run, job, boards, progress)
+    answers |= {f"{job.name}, trained": answer(job.model, puzzle) for job in jobs if job.seed == seed}
+    run.save(draw_curves(harness.rows(jobs)), "curves.png")
+    run.save(draw_boards(puzzle, answers | {"solution": target}, target), "boards.png")
+    run.save(draw_constraints(jobs[0].model.layer.A.detach()), "constraints.png")
+    run.finish([harness.result(run, job, boards) for job in jobs])
