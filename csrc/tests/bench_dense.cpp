@@ -139,8 +139,8 @@ int main(int argc, char** argv) {
         for (int n : all)
             if (sizes.empty() || std::find(sizes.begin(), sizes.end(), n) != sizes.end()) bench<decltype(value)>(n, n, only);
     };
-    run({10, 25, 50, 64, 100, 200, 256, 300, 500, 1000}, double());
-    run({25, 50, 100, 200, 500}, float());
-    run({5, 10, 16, 25, 50, 64}, Pack<double, native_width<double>>());
-    run({5, 10, 16, 25, 50, 64}, Pack<float, native_width<float>>());
+    run({10, 16, 25, 50, 32, 64, 100, 200, 256, 300, 500, 1000}, double());
+    run({10, 16, 25, 32, 50, 100, 200, 500}, float());
+    run({5, 10, 16, 25, 32, 50, 64}, Pack<double, native_width<double>>());
+    run({5, 10, 16, 25, 32, 50, 64}, Pack<float, native_width<float>>());
 }

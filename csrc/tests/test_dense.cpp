@@ -72,7 +72,7 @@ template <class V, class A, class B> void test_products(int m, int n, int k) {
             else if (scaled) add(m, n, k, +found, ldc, +a, lda, +d, +b, ldb);
             else if (lower) update_lower(n, k, +found, ldc, +a, lda, +b, ldb);
             else update(m, n, k, +found, ldc, +a, lda, +b, ldb);
-            for (int w = 0; w < lanes_of<V>; ++w) {
+            for (int w = 0; w < lanes_of<V>; w += n > 12 ? 5 : 1) {
                 auto alone = C.lane_of(w);  // one QP by itself
                 auto a1 = a.lane_of(is_pack<A> ? w : 0);
                 auto b1 = b.lane_of(is_pack<B> ? w : 0);
@@ -141,7 +141,7 @@ template <class V> void test_cholesky(int n) {
     if (n > 2) set_lane(A[broken * ld + broken], 0, n % 2 ? T(-1) : std::numeric_limits<T>::quiet_NaN());
     auto L = A;
     auto failed = cholesky<V>(n, L, ld, inv, V(T(1e-5)));
-    for (int w = 0; w < lanes_of<V>; ++w) {
+    for (int w = 0; w < lanes_of<V>; w += n > 12 ? 5 : 1) {
         auto alone = A.lane_of(w), inv1 = random_array<T>(n);
         bool failed1 = plain_cholesky<T>(n, alone, ld, inv1, T(1e-5));
         expect(lane(failed, w) == failed1 && failed1 == (n > 2 && w == 0), "cholesky: mask", name<V>(), n, n, 0, w, 0);
@@ -182,7 +182,7 @@ template <class V, class U> void test_solves(int m, int n) {
     trsm_right<V>(m, n, Y, ldx, +l, ld, +inv);
     solve_lower<V>(n, +l, ld, +inv, forward);
     solve_lower_t<V>(n, +l, ld, +inv, backward);
-    for (int w = 0; w < lanes_of<V>; ++w) {
+    for (int w = 0; w < lanes_of<V>; w += n > 12 ? 5 : 1) {
         auto l1 = l.lane_of(is_pack<U> ? w : 0), inv1 = inv.lane_of(is_pack<U> ? w : 0);
         auto X1 = X.lane_of(w), f1 = b.lane_of(w), b1 = b.lane_of(w);
         trsm_right<T>(m, n, X1, ldx, +l1, ld, +inv1);
@@ -224,7 +224,7 @@ template <class V, class A> void test_vectors(int m, int n) {
         gemv<V>(m, n, +a, ld, +x, +g, sign);
         gemv_t<V>(m, n, +a, ld, +xt, +gt, sign);
         if (m == n) symv_lower<V>(n, +s, ld, +x, +sy);
-        for (int w = 0; w < lanes_of<V>; ++w) {
+        for (int w = 0; w < lanes_of<V>; w += n > 12 ? 5 : 1) {
             auto a1 = a.lane_of(is_pack<A> ? w : 0), s1 = s.lane_of(is_pack<A> ? w : 0);
             auto x1 = x.lane_of(w), xt1 = xt.lane_of(w), g1 = y.lane_of(w), gt1 = yt.lane_of(w), sy1 = y.lane_of(w);
             gemv<T>(m, n, +a1, ld, +x1, +g1, sign);

@@ -240,17 +240,6 @@ template <class V, bool = is_pack<V>> struct Chunk {
         const int left = rows - q * width;
         return rows >= 8 ? R::load(p + q * width) : R::load_first(p + q * width, left < width ? left : width);
     }
-    static OPTLAYER_INLINE void store(V* p, int q, int rows, R x) {
-        const int left = rows - q * width;
-        rows >= 8 ? x.store(p + q * width) : x.store_first(p + q * width, left < width ? left : width);
-    }
-    // x in the rows from j on, 0 above, where x starts at row i + q * width
-    static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) {
-        V row[width];
-        OPTLAYER_UNROLL
-        for (int w = 0; w < width; ++w) row[w] = V(q * width + w);
-        return select(R::load(row) >= R(V(j - i)), x, R(V(0)));
-    }
     template <int W> static OPTLAYER_INLINE V sum(Pack<V, W> x) {
         if constexpr (W == 2) {
             return x[0] + x[1];
@@ -265,8 +254,6 @@ template <class V> struct Chunk<V, true> {
     static constexpr int width = 1, count = 8, columns = vector_registers == 32 ? 2 : 1;
     using R = V;
     template <class U> static OPTLAYER_INLINE R load(const U* p, int q, int) { return R(p[q]); }
-    static OPTLAYER_INLINE void store(V* p, int q, int, R x) { p[q] = x; }
-    static OPTLAYER_INLINE R from_row(R x, int i, int q, int j) { return i + q >= j ? x : R(0); }
     static OPTLAYER_INLINE V sum(V x) { return x; }
 };
 template <class V, class R, int count> OPTLAYER_INLINE V total(R (&partial)[count]) {
@@ -306,7 +293,7 @@ OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V* y, int si
 }
 
 // The same for columns so short that one sum after the other is faster than the tree (for every V, so that all agree).
-constexpr int few = 16;
+constexpr int few = 24;
 template <int N, class V, class A>
 OPTLAYER_INLINE void few_dots(int m, const A* a, Index lda, const V* x, V* y, int sign) {
     V sum[N];
@@ -344,44 +331,31 @@ template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const
     columns<Chunk<V>::columns>(n, [=](int j, auto width) { dots<width>(m, a + j * ld, ld, x, y + j, sign); });
 }
 
-// y += A x, from the lower triangle of a symmetric A, each element of which is loaded once.
+// y += A x, from the lower triangle of a symmetric A; eight columns at a time, which stay in the first cache.
 template <class V, class A> void symv_lower(int n, const A* a, int lda, const V* x, V* y) {
     using namespace detail;
-    using K = Chunk<V>;
-    using R = typename K::R;
-    columns<K::columns>(n, [=](int j, auto width) {
-        constexpr int N = width;
-        const A* aj = a + j * Index(lda);
-        R partial[N][K::count], xj[N];
-        OPTLAYER_UNROLL
-        for (int c = 0; c < N; ++c) {
-            xj[c] = R(x[j + c]);
+    for (int j = 0; j < n; j += 8) {
+        const A* block = a + j * Index(lda) + j;
+        constant<8>(n - j < 8 ? n - j : 8, [=](auto width) {
+            constexpr int N = width;
+            V u[N], above[N];
             OPTLAYER_UNROLL
-            for (int q = 0; q < K::count; ++q) partial[c][q] = R(scalar_of<V>(0));
-        }
-        auto add_rows = [&](int i, int rows, auto diagonal) {
+            for (int c = 0; c < N; ++c) u[c] = y[j + c], above[c] = V(0);
             OPTLAYER_UNROLL
-            for (int q = 0; q < K::count; ++q) {
-                if (q * K::width >= rows) break;
-                if (diagonal && i + (q + 1) * K::width <= j) continue;
-                const R xi = K::load(x + i, q, rows);
-                R yi = K::load(y + i, q, rows);
+            for (int c = 0; c < N; ++c)
                 OPTLAYER_UNROLL
-                for (int c = 0; c < N; ++c) {
-                    const R here = K::load(aj + c * Index(lda) + i, q, rows);
-                    yi = fma(diagonal ? K::from_row(here, i, q, j + c) : here, xj[c], yi);
-                    partial[c][q] = fma(diagonal ? K::from_row(here, i, q, j + c + 1) : here, xi, partial[c][q]);
+                for (int i = c; i < N; ++i) {
+                    const V here(block[c * Index(lda) + i]);
+                    u[i] = fma(here, x[j + c], u[i]);
+                    if (i > c) above[c] = fma(here, x[j + i], above[c]);
                 }
-                K::store(y + i, q, rows, yi);
-            }
-        };
-        int i = j - j % 8;
-        add_rows(i, n - i < 8 ? n - i : 8, std::true_type());
-        for (i += 8; i + 8 <= n; i += 8) add_rows(i, 8, std::false_type());
-        if (i < n) add_rows(i, n - i, std::false_type());
-        OPTLAYER_UNROLL
-        for (int c = 0; c < N; ++c) y[j + c] = y[j + c] + total<V>(partial[c]);
-    });
+            OPTLAYER_UNROLL
+            for (int c = 0; c < N; ++c) y[j + c] = u[c] + above[c];
+        });
+        if (j + 8 >= n) break;
+        gemv(n - j - 8, 8, block + 8, lda, x + j, y + j + 8);
+        gemv_t(n - j - 8, 8, block + 8, lda, x + j + 8, y + j);
+    }
 }
 
 // x := L⁻¹ x; eight unknowns, then the rows below them.
