@@ -79,8 +79,8 @@ paper: $(STAMP) core  ## every experiment of the OptNet paper
 $(BENCH_STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch
-	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[bench]'
-	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps qpth
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -C wheel.cmake=false -e '.[bench]'
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -q --no-deps qpth libdqp
 	touch $@
 
 bench-setup: $(BENCH_STAMP)  ## .venv-bench with the package and its peers

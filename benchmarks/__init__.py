@@ -1,0 +1,1 @@
+"""Measurements: optlayer beside its peers, and a report generated from what was measured."""
