@@ -1,0 +1,163 @@
+"""The problem: its tensors, checked once at the door.
+
+    minimise    ½ zᵀQz + qᵀz
+    subject to  A z = b,   G z ≤ h,   lb ≤ z ≤ ub
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Diagonal:
+    """A diagonal matrix given by its diagonal.
+
+    Args:
+        d: the diagonal, shape (…, n).
+    """
+
+    __slots__ = ("d",)
+
+    def __init__(self, d: Tensor) -> None:
+        self.d = d
+
+    def dense(self) -> Tensor:
+        """The matrix itself, shape (…, n, n)."""
+        return torch.diag_embed(self.d)
+
+    def __repr__(self) -> str:
+        return f"Diagonal({tuple(self.d.shape)})"
+
+
+NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
+_SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": "n", "ub": "n"}
+_DTYPES = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """A checked batch of quadratic programs; absent parts are None, shared tensors have no batch dimension."""
+
+    Q: Tensor | Diagonal
+    q: Tensor
+    G: Tensor | None
+    h: Tensor | None
+    A: Tensor | None
+    b: Tensor | None
+    lb: Tensor | None
+    ub: Tensor | None
+    n: int
+    m: int
+    p: int
+    batch: int | None  # None: no tensor has a batch dimension, and neither have the results
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
+        Q = self.Q.d if isinstance(self.Q, Diagonal) else self.Q
+        return (Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub)
+
+    def rank(self, name: str) -> int:
+        """Dimensions of tensor `name` without the batch."""
+        return 1 if name == "Q" and isinstance(self.Q, Diagonal) else len(_SHAPES[name])
+
+    def select(self, members: Tensor | list[int]) -> Problem:
+        """The problem of some members, in the order given."""
+        picked: list[Tensor | None] = []
+        for name, tensor in zip(NAMES, self.tensors(), strict=True):
+            batched = tensor is not None and tensor.dim() > self.rank(name)
+            picked.append(tensor[members] if batched else tensor)  # type: ignore[index]
+        return self.replace(picked, len(members))
+
+    def member(self, index: int) -> Problem:
+        """The problem of one member, as a batch of one."""
+        return self.select([index])
+
+    def replace(self, tensors: list[Tensor | None] | tuple[Tensor | None, ...], batch: int | None) -> Problem:
+        """The same problem with other tensors (order of NAMES, same kinds) and batch."""
+        Q, q, *rest = tensors
+        assert Q is not None and q is not None
+        form = Diagonal(Q) if isinstance(self.Q, Diagonal) else Q
+        return Problem(form, q, *rest, self.n, self.m, self.p, batch, self.dtype, self.device)
+
+
+def check(
+    Q: Tensor | Diagonal,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | None = None,
+    ub: Tensor | None = None,
+) -> Problem:
+    """The checked Problem of these tensors.
+
+    Raises:
+        TypeError: for what is not a floating-point tensor, or mixed dtypes.
+        ValueError: for shapes or devices that do not fit; the message shows every argument.
+    """
+    diagonal = isinstance(Q, Diagonal)
+    values = (Q.d if isinstance(Q, Diagonal) else Q, q, G, h, A, b, lb, ub)
+    for name, value in zip(NAMES, values, strict=True):
+        if value is None:
+            if name in ("Q", "q"):
+                raise TypeError(f"{name} is required\n{_table(values, diagonal)}")
+        elif not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}, not a tensor\n{_table(values, diagonal)}")
+    if (G is None) != (h is None) or (A is None) != (b is None):
+        pair = "G and h" if (G is None) != (h is None) else "A and b"
+        raise ValueError(f"{pair} must be given together\n{_table(values, diagonal)}")
+    dtype, device = q.dtype, q.device
+    if dtype not in _DTYPES:
+        raise TypeError(f"q has dtype {dtype}; float32 and float64 are supported\n{_table(values, diagonal)}")
+    sizes = {"n": q.shape[-1] if q.dim() else -1}
+    batch: int | None = None
+    for name, value in zip(NAMES, values, strict=True):
+        if value is None:
+            continue
+        if value.dtype != dtype:
+            raise TypeError(f"{name} has dtype {value.dtype}, q has {dtype}\n{_table(values, diagonal)}")
+        if value.device != device:
+            raise ValueError(f"{name} is on {value.device}, q on {device}\n{_table(values, diagonal)}")
+        form = "n" if diagonal and name == "Q" else _SHAPES[name]
+        extra = value.dim() - len(form)
+        if extra not in (0, 1):
+            raise ValueError(
+                f"{name} has {value.dim()} dimensions; expected {len(form)}, or {len(form) + 1} with a batch"
+                f"\n{_table(values, diagonal)}"
+            )
+        shape = value.shape
+        if extra:
+            if batch is None:
+                batch = shape[0]
+            elif batch != shape[0]:
+                raise ValueError(f"{name} has batch {shape[0]}, another argument {batch}\n{_table(values, diagonal)}")
+        for letter, size in zip(form, shape[extra:], strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{name} has shape {tuple(shape)}: {letter} = {size}, but another argument has "
+                    f"{letter} = {sizes[letter]}\n{_table(values, diagonal)}"
+                )
+    if sizes["n"] < 1:
+        raise ValueError(f"the problem has no variable\n{_table(values, diagonal)}")
+    return Problem(Q, q, G, h, A, b, lb, ub, sizes["n"], sizes.get("m", 0), sizes.get("p", 0), batch, dtype, device)
+
+
+def _table(values: tuple[object, ...], diagonal: bool) -> str:
+    """Every argument beside what is expected of it."""
+    lines = ["arguments (… is an optional batch dimension, the same for all that have it):"]
+    for name, value in zip(NAMES, values, strict=True):
+        form = "n" if diagonal and name == "Q" else _SHAPES[name]
+        label = "Q.d" if diagonal and name == "Q" else name
+        wanted = f"(…, {', '.join(form)})"
+        if isinstance(value, Tensor):
+            given = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+        else:
+            given = "absent" if value is None else type(value).__name__
+        lines.append(f"  {label:<4} expected {wanted:<10} got {given}")
+    return "\n".join(lines)

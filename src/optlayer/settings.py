@@ -1,0 +1,40 @@
+"""Settings of a solve: validated once, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How exactly a problem is solved and differentiated.
+
+    Args:
+        tolerance: largest accepted residual, relative to one plus the largest term that enters it; applies to
+            stationarity, feasibility and the duality gap. None: 1e-9 in float64, 1e-5 in float32.
+        max_iterations: interior-point iterations before a member is given up as MAX_ITERATIONS.
+        polish: after the interior point, solve the problem of the active constraints alone, to the last digits.
+        gradient: "exact", the derivative of the solution itself; "smoothed", that of the problem relaxed to
+            complementarity `smoothing` (``lam * s = smoothing`` instead of ``0``).
+        smoothing: the complementarity κ of the smoothed gradient, in the units of objective values.
+
+    Raises:
+        ValueError: for values outside their range.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 60
+    polish: bool = True
+    gradient: Literal["exact", "smoothed"] = "exact"
+    smoothing: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, not {self.max_iterations}")
+        if self.gradient not in ("exact", "smoothed"):
+            raise ValueError(f'gradient must be "exact" or "smoothed", not {self.gradient!r}')
+        if not self.smoothing > 0:
+            raise ValueError(f"smoothing must be positive, not {self.smoothing}")

@@ -1,0 +1,128 @@
+"""What a solve returns: the point, its multipliers, and a verdict for each member."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from torch import Tensor
+
+from optlayer import kkt
+from optlayer.problem import Problem
+
+
+class Status(IntEnum):
+    """Verdict on one member of the batch."""
+
+    SOLVED = 0
+    MAX_ITERATIONS = 1
+    PRIMAL_INFEASIBLE = 2
+    DUAL_INFEASIBLE = 3
+    NUMERICAL_ERROR = 4
+    INVALID_INPUT = 5
+    NOT_CONVEX = 6
+
+    @property
+    def explanation(self) -> str:
+        """What happened, and what to try."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Status.SOLVED: "the optimality conditions hold to the tolerance.",
+    Status.MAX_ITERATIONS: (
+        "the iterations ended before the tolerance was met. Likely an extremely scaled or nearly infeasible problem: "
+        "scale the rows and the objective to about 1, raise max_iterations, or accept a larger tolerance."
+    ),
+    Status.PRIMAL_INFEASIBLE: (
+        "no point satisfies the constraints; the multipliers hold the proof (a Farkas certificate). Relax a constraint "
+        "that explain() names, parametrise the problem so that a point is always feasible (nn.OptNetLayer), or allow "
+        "violation at a price (nn.ElasticQPLayer)."
+    ),
+    Status.DUAL_INFEASIBLE: (
+        "the objective falls without limit along the ray in z. Bound the variables, or add curvature to Q."
+    ),
+    Status.NUMERICAL_ERROR: (
+        "rounding stopped the iterations before the tolerance was met. Scale the data, use float64, or accept a larger "
+        "tolerance."
+    ),
+    Status.INVALID_INPUT: (
+        "the data hold NaN, or an infinity where none is allowed (only h, lb and ub may be infinite, on the side that "
+        "means no constraint). Look for the first layer that produced it."
+    ),
+    Status.NOT_CONVEX: (
+        "Q is not positive semidefinite: the problem may have several local minima. Use Q = LLᵀ + εI."
+    ),
+}
+
+
+class Solution:
+    """The solution of a batch of quadratic programs.
+
+    Attributes:
+        z: minimiser (…, n).
+        s: slack h − G z (…, p), inf where h is.
+        lam, nu, lam_lb, lam_ub: multipliers of G z ≤ h (…, p), A z = b (…, m), lb ≤ z and z ≤ ub (…, n); absent
+            parts have no columns. All six are differentiable with respect to whatever requires a gradient.
+        status: Status of each member, int32, shape (…).
+        iterations: interior-point iterations of each member.
+        primal_residual, dual_residual, gap: max-norm residuals of each member, in the problem's units.
+    """
+
+    def __init__(
+        self, problem: Problem, z: Tensor, s: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor,
+        status: Tensor, iterations: Tensor, primal_residual: Tensor, dual_residual: Tensor, gap: Tensor,
+    ) -> None:
+        self.problem = problem
+        self.z, self.s, self.lam, self.nu, self.lam_lb, self.lam_ub = z, s, lam, nu, lam_lb, lam_ub
+        self.status, self.iterations = status, iterations
+        self.primal_residual, self.dual_residual, self.gap = primal_residual, dual_residual, gap
+
+    @property
+    def solved(self) -> Tensor:
+        """Whether each member is SOLVED, bool, shape (…)."""
+        return self.status == int(Status.SOLVED)
+
+    @property
+    def objective(self) -> Tensor:
+        """½ zᵀQz + qᵀz, shape (…), differentiable."""
+        z = self.z if self.z.dim() == 2 else self.z[None]
+        value = (z * (0.5 * kkt.mul_Q(self.problem.Q, z) + self.problem.q)).sum(-1)
+        return value if self.z.dim() == 2 else value[0]
+
+    def explain(self, member: int = 0) -> str:
+        """The verdict on one member in words."""
+        from optlayer.explain import explain
+
+        return explain(self, member)
+
+    def __repr__(self) -> str:
+        statuses = self.status.reshape(-1)
+        counts = ", ".join(f"{status.name}: {int((statuses == status).sum())}" for status in Status if (statuses == status).any())
+        problem = self.problem
+        size = f"n={problem.n}, m={problem.m}, p={problem.p}, batch={problem.batch}"
+        worst = max((float(x.max()) for x in (self.primal_residual, self.dual_residual, self.gap) if x.numel()), default=0.0)
+        return f"Solution({size}; {counts}; largest residual {worst:.1e})"
+
+
+class SolveError(RuntimeError):
+    """Members of the batch were not solved.
+
+    Attributes:
+        solution: the whole Solution; the other members are valid.
+        members: indices of the members that were not solved.
+    """
+
+    def __init__(self, solution: Solution) -> None:
+        statuses = solution.status.reshape(-1)
+        self.solution = solution
+        self.members: list[int] = (statuses != int(Status.SOLVED)).nonzero().flatten().tolist()
+        lines = [f"{len(self.members)} of {statuses.numel()} members were not solved"]
+        for status in Status:
+            those = [i for i in self.members if int(statuses[i]) == status]
+            if those:
+                shown = ", ".join(map(str, those[:10])) + (", …" if len(those) > 10 else "")
+                lines.append(f"  {status.name} (member {shown}): {status.explanation}")
+        lines.append("solve(…, check=False) returns statuses instead; unsolved members then have zero gradient.")
+        super().__init__("\n".join(lines))
+
+

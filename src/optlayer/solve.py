@@ -1,0 +1,65 @@
+"""solve(): check, choose a backend, run, report."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from optlayer import backends, implicit
+from optlayer.problem import Diagonal, check as check_problem
+from optlayer.settings import Settings
+from optlayer.solution import Solution, SolveError, Status
+
+_DEFAULT = Settings()
+
+
+def solve(
+    Q: Tensor | Diagonal,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | None = None,
+    ub: Tensor | None = None,
+    *,
+    settings: Settings = _DEFAULT,
+    backend: str = "auto",
+    check: bool = True,
+) -> Solution:
+    """Solve a batch of convex quadratic programs, differentiably.
+
+        minimise ½ zᵀQz + qᵀz   subject to   A z = b,   G z ≤ h,   lb ≤ z ≤ ub
+
+    Each tensor is shared by the batch or has a leading batch dimension B, in any mix; when none has one, neither have
+    the results. ±inf in h, lb, ub means no constraint. Gradients reach every tensor that requires one, by implicit
+    differentiation of the optimality conditions; those of shared tensors are summed over the batch.
+
+    Args:
+        Q: symmetric positive semidefinite, (…, n, n) (its symmetric part is used), or ``Diagonal(d)`` with d (…, n).
+        q: (…, n).
+        G, h: inequalities, (…, p, n) and (…, p).
+        A, b: equalities, (…, m, n) and (…, m).
+        lb, ub: bounds, (…, n).
+        settings: tolerances and options.
+        backend: "auto", or one of ``available()``.
+        check: raise when a member is not solved. False: never raises for data, never synchronises a GPU; see
+            ``Solution.status``. Unsolved members have zero gradient.
+
+    Returns:
+        Solution: point, multipliers, and a verdict for each member. dtype (float32 or float64) and device are q's.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit together; the message shows every shape.
+        SolveError: with ``check``, when a member is not solved; it carries the solution.
+
+    Source: Amos & Kolter, OptNet (ICML 2017), eq. 2 and §3.
+    """
+    problem = check_problem(Q, q, G, h, A, b, lb, ub)
+    engine = backends.choose(problem, backend)
+    values = implicit.solve(problem, settings, engine)
+    if problem.batch is None:
+        values = tuple(value[0] for value in values)
+    solution = Solution(problem, *values)
+    if check and bool((solution.status != int(Status.SOLVED)).any()):
+        raise SolveError(solution)
+    return solution
