@@ -115,7 +115,7 @@ def check(
     dtype, device = q.dtype, q.device
     if dtype not in _DTYPES:
         raise TypeError(f"q has dtype {dtype}; float32 and float64 are supported\n{_table(values, diagonal)}")
-    sizes = {"n": q.shape[-1] if q.dim() else -1}
+    sizes = {"n": q.shape[-1]} if q.dim() else {}  # q sets the size; others are measured by it
     batch: int | None = None
     for name, value in zip(NAMES, values, strict=True):
         if value is None:

@@ -1,0 +1,143 @@
+"""Bad arguments: one clear error at the door, which names the argument and shows every shape beside the expected one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import optlayer
+from optlayer import Diagonal, Settings, nn
+
+N, P, M, B = 3, 2, 1, 4
+Change = Callable[[dict[str, Any]], Any]
+
+
+def arguments() -> dict[str, Any]:
+    """A right call: three variables, two inequalities, one equality, bounds."""
+    return {
+        "Q": torch.eye(N), "q": torch.ones(N), "G": torch.ones(P, N), "h": torch.ones(P),
+        "A": torch.ones(M, N), "b": torch.zeros(M), "lb": -torch.ones(N), "ub": torch.ones(N),
+    }
+
+
+def to(**values: Any) -> Change:
+    """The right call with some arguments replaced; a function is applied to the right value."""
+
+    def change(call: dict[str, Any]) -> None:
+        for name, value in values.items():
+            call[name] = value(call[name]) if callable(value) and name in call else value
+
+    return change
+
+
+def wrong(name: str, exception: type[Exception], message: str, **values: Any) -> Any:
+    return pytest.param(to(**values), exception, message, id=name)
+
+
+WRONG_CALLS = [
+    # what is not a tensor
+    wrong("Q missing", TypeError, r"Q is required", Q=None),
+    wrong("q missing", TypeError, r"q is required", q=None),
+    wrong("Q a list", TypeError, r"Q is a list, not a tensor", Q=[[1.0]]),
+    wrong("Q a number", TypeError, r"Q is a float, not a tensor", Q=0.1),
+    wrong("Q an array", TypeError, r"Q is a ndarray, not a tensor", Q=np.eye(N)),
+    wrong("q an array", TypeError, r"q is a ndarray, not a tensor", q=np.ones(N)),
+    wrong("G a list", TypeError, r"G is a list, not a tensor", G=[[1.0] * N]),
+    wrong("h a number", TypeError, r"h is a float, not a tensor", h=1.0),
+    wrong("lb a number", TypeError, r"lb is a float, not a tensor", lb=0.0),
+    wrong("diagonal of a list", TypeError, r"Q is a list, not a tensor", Q=Diagonal([1.0] * N)),
+    wrong("A diagonal", TypeError, r"A is a Diagonal, not a tensor", A=Diagonal(torch.ones(N))),
+    # half of a pair
+    wrong("G without h", ValueError, r"G and h must be given together", h=None),
+    wrong("h without G", ValueError, r"G and h must be given together", G=None),
+    wrong("A without b", ValueError, r"A and b must be given together", b=None),
+    wrong("b without A", ValueError, r"A and b must be given together", A=None),
+    # dtypes
+    wrong("all integers", TypeError, r"dtype torch.int64", **dict.fromkeys(arguments(), torch.Tensor.long)),
+    wrong("all complex", TypeError, r"dtype torch.complex64",
+          **dict.fromkeys(arguments(), lambda x: x.to(torch.complex64))),
+    wrong("Q float64", TypeError, r"Q has dtype torch.float64, q has torch.float32", Q=torch.Tensor.double),
+    wrong("G float64", TypeError, r"G has dtype torch.float64, q has torch.float32", G=torch.Tensor.double),
+    wrong("b integer", TypeError, r"b has dtype torch.int64, q has torch.float32", b=torch.Tensor.long),
+    wrong("ub boolean", TypeError, r"ub has dtype torch.bool, q has torch.float32", ub=torch.Tensor.bool),
+    # devices
+    wrong("Q on meta", ValueError, r"Q is on meta, q on cpu", Q=lambda x: x.to("meta")),
+    wrong("h on meta", ValueError, r"h is on meta, q on cpu", h=lambda x: x.to("meta")),
+    # numbers of dimensions
+    wrong("q a scalar", ValueError, r"q has 0 dimensions; expected 1, or 2 with a batch", q=torch.tensor(1.0)),
+    wrong("q with two batches", ValueError, r"q has 3 dimensions; expected 1, or 2", q=torch.ones(2, B, N)),
+    wrong("Q a vector", ValueError, r"Q has 1 dimensions; expected 2, or 3 with a batch", Q=torch.ones(N)),
+    wrong("Q with two batches", ValueError, r"Q has 4 dimensions; expected 2, or 3", Q=torch.ones(2, B, N, N)),
+    wrong("G a vector", ValueError, r"G has 1 dimensions; expected 2, or 3", G=torch.ones(N)),
+    wrong("h a scalar", ValueError, r"h has 0 dimensions; expected 1, or 2", h=torch.tensor(1.0)),
+    wrong("h a column", ValueError, r"h has 3 dimensions; expected 1, or 2", h=torch.ones(B, P, 1)),
+    wrong("A a vector", ValueError, r"A has 1 dimensions; expected 2, or 3", A=torch.ones(N)),
+    wrong("lb a scalar", ValueError, r"lb has 0 dimensions; expected 1, or 2", lb=torch.tensor(0.0)),
+    wrong("diagonal of a scalar", ValueError, r"Q has 0 dimensions; expected 1, or 2", Q=Diagonal(torch.tensor(1.0))),
+    # sizes
+    wrong("no variable", ValueError, r"no variable", Q=torch.ones(0, 0), q=torch.ones(0), G=None, h=None, A=None,
+          b=None, lb=None, ub=None),
+    wrong("Q of other size", ValueError, r"n = 4, but another argument has n = 3", Q=torch.eye(N + 1)),
+    wrong("Q not square", ValueError, r"n = 4, but another argument has n = 3", Q=torch.ones(N, N + 1)),
+    wrong("diagonal of other size", ValueError, r"n = 4, but another argument", Q=Diagonal(torch.ones(N + 1))),
+    wrong("G transposed", ValueError, r"G has shape \(3, 2\): n = 2, but another", G=torch.ones(N, P)),
+    wrong("h of other size", ValueError, r"h has shape \(3,\): p = 3, but another argument has p = 2", h=torch.ones(3)),
+    wrong("A of other size", ValueError, r"A has shape \(1, 4\): n = 4", A=torch.ones(M, N + 1)),
+    wrong("b of other size", ValueError, r"b has shape \(3,\): m = 3, but another argument has m = 1", b=torch.ones(3)),
+    wrong("lb of other size", ValueError, r"lb has shape \(4,\): n = 4", lb=torch.ones(N + 1)),
+    wrong("ub of other size", ValueError, r"ub has shape \(2,\): n = 2", ub=torch.ones(2)),
+    wrong("a column as q", ValueError, r"q has shape \(3, 1\)|n = 1", q=torch.ones(N, 1)),
+    # batches
+    wrong("two batch sizes", ValueError, r"h has batch 5, another argument 4", q=torch.ones(B, N), h=torch.ones(5, P)),
+    wrong("batch of one beside four", ValueError, r"batch 1, another argument 4", q=torch.ones(B, N),
+          Q=lambda x: x.expand(B, N, N), h=torch.ones(1, P)),
+    # words
+    wrong("unknown backend", ValueError, r"unknown backend 'gpu'; there are", backend="gpu"),
+    wrong("backend for another device", ValueError, r"backend 'cuda' cannot be used", backend="cuda"),
+]
+
+
+@pytest.mark.parametrize(("change", "exception", "message"), WRONG_CALLS)
+def test_wrong_call(change: Change, exception: type[Exception], message: str) -> None:
+    call = arguments()
+    change(call)
+    with pytest.raises(exception, match=message) as caught:
+        optlayer.solve(**call)
+    text = str(caught.value)
+    if "backend" not in call:  # the table of every argument: expected shape, and what was given
+        for name in arguments():
+            assert f"\n  {name}" in text or (name == "Q" and "\n  Q.d" in text)
+        assert "expected (…, n, n)" in text or "expected (…, n)" in text
+
+
+def test_there_are_forty_of_them() -> None:
+    assert len(WRONG_CALLS) >= 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance"), ({"tolerance": -1e-3}, "tolerance"), ({"tolerance": 2.0}, "tolerance"),
+        ({"max_iterations": 0}, "max_iterations"), ({"gradient": "smooth"}, "gradient"),
+        ({"smoothing": 0.0}, "smoothing"), ({"smoothing": -1.0}, "smoothing"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**options)
+
+
+def test_settings_are_frozen_and_unknown_ones_refused() -> None:
+    with pytest.raises(AttributeError):
+        Settings().tolerance = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Settings(eps=1e-3)  # type: ignore[call-arg]
+
+
+def test_layer_with_an_unknown_kind_of_Q() -> None:
+    with pytest.raises(ValueError, match="diagonal"):
+        nn.OptNetLayer(3, Q="sparse")
