@@ -2,7 +2,7 @@
 // Addresses, strides (in elements between two members; 0: the batch shares the tensor), sizes, settings.
 // Mirrored by backends/args.py; a test compares the layout of both sides.
 #pragma once
-#include <cstdint>
+#include "shim.h"
 
 namespace optlayer {
 

@@ -17,7 +17,7 @@ using Index = std::ptrdiff_t;
 
 // How registers hold a piece of a column: `step` consecutive rows of a scalar V, or one row of a pack V.
 // A tile has at most `rows` registers by `columns`, which leaves some registers for the operands.
-template <class V, bool = is_pack<V>> struct Registers {
+template <class V, bool = in_rows<V>> struct Registers {
     using R = Pack<V, native_width<V>>;
     static constexpr int step = native_width<V>, rows = 3, columns = vector_registers == 32 ? 8 : 4;
     template <bool cut> static OPTLAYER_INLINE R load(const V* p, int count) {
@@ -232,7 +232,7 @@ namespace detail {
 
 // Eight consecutive elements of a column, in `count` registers. Dot products are eight partial sums, of the terms
 // i mod 8, added as a tree: enough to fill the registers of one QP, and the lanes of many do the same.
-template <class V, bool = is_pack<V>> struct Chunk {
+template <class V, bool = in_rows<V>> struct Chunk {
     static constexpr int width = native_width<V> < 8 ? native_width<V> : 8, count = 8 / width;
     static constexpr int columns = width;  // so many columns share the loads of x, with eight accumulators in all
     using R = Pack<V, width>;

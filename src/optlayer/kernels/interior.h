@@ -67,6 +67,7 @@ struct Interior {
             big = max(big, x.on[k] * max(abs(x.h[k]), abs(x.v[i])));
             hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
         });
+        t.largest(out.primal), t.largest(big), t.total(hlam);
         rel = max(rel, out.primal / (V(1) + big));
         out.gap = abs(zQz + qz + bnu + hlam);
         rel = max(rel, out.gap / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
@@ -86,6 +87,7 @@ struct Interior {
                 infeasible = max(infeasible, abs(x.r[k]) * x.d[i]);
                 mu = fma(x.s[k], x.lam[k], mu);
             });
+            t.largest(infeasible), t.total(mu);
             mu = mu / max(x.count, V(1));
             // condensed systems lose digits of stationarity as s/lam spreads; the polish and the verdict see to them
             const auto done = (infeasible <= V(T(100)) * tol * system.unit) & (mu <= tol * system.unit * system.unit_dual)
@@ -110,8 +112,10 @@ struct Interior {
                 x.ds[k] = ds, x.dlam[k] = dl;
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
             });
+            t.smallest(step);
             V after = V(0);
             x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(step, x.dlam[k], x.lam[k]), after); });
+            t.total(after);
             V sigma = after / max(x.count, V(1)) / max(mu, V(T(1e-37)));
             sigma = min(sigma * sigma * sigma, V(1));
 
@@ -130,6 +134,7 @@ struct Interior {
                 x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), step));
             });
+            t.smallest(step);
             step = min(V(1), step * V(sizeof(T) == 8 ? T(0.995) : T(0.99)));
             step = select(step >= V(0), step, V(0));
             x.each(t, [&](int k, int, V) {
@@ -226,6 +231,7 @@ struct Interior {
             x.count = x.count + x.on[k];
             x.active[k] = zero;
         });
+        t.total(x.count);
         system.start(x);
         // Stop early and polish; where the active set was not yet right, go on and try again.
         const T stages[] = {T(twice ? 1e-6 : 1e-4), T(twice ? 1e-10 : 1e-6), T(twice ? 1e-14 : 1e-7)};

@@ -42,19 +42,14 @@ struct Normal {
         auto diag = [&](int j) { return a.bounds ? Qjj(j) + D[a.p + j] : Qjj(j); };
         if (diagonal_H()) {
             t.each(n, [&](int j) { iK[j] = V(1) / sqrt(diag(j) + V(tiny()) * kappa); });
-            for (int j = 0; j < n; ++j) {
-                t.each(a.m, [&](int i) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]) * iK[j]; });
-                t.each(kept(), [&](int i) { B[size_t(j) * k + a.m + i] = V(a.G[size_t(i) * n + j]) * iK[j]; });
-            }
+            t.each_pair(a.m, n, [&](int i, int j) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]) * iK[j]; });
+            t.each_pair(kept(), n, [&](int i, int j) { B[size_t(j) * k + a.m + i] = V(a.G[size_t(i) * n + j]) * iK[j]; });
         } else {
-            for (int j = 0; j < n; ++j) {
-                if (a.diagonal) t.each(n - j, [&](int i) { K[size_t(j) * n + j + i] = V(0); });
-                else t.each(n - j, [&](int i) { K[size_t(j) * n + j + i] = V(a.Q[size_t(j) * n + j + i]); });
-                t.one([&] { K[size_t(j) * n + j] = diag(j); });
-            }
+            if (a.diagonal) t.each_lower(n, [&](int i, int j) { K[size_t(j) * n + i] = V(0); });
+            else t.each_lower(n, [&](int i, int j) { K[size_t(j) * n + i] = V(a.Q[size_t(j) * n + i]); });
+            t.each(n, [&](int j) { K[size_t(j) * n + j] = diag(j); });
             if (!keep_rows && a.p) {
-                for (int i = 0; i < a.p; ++i)
-                    t.each(n, [&](int j) { GD[size_t(i) * n + j] = -(V(a.G[size_t(i) * n + j]) * D[i]); });
+                t.each_pair(n, a.p, [&](int j, int i) { GD[size_t(i) * n + j] = -(V(a.G[size_t(i) * n + j]) * D[i]); });
                 t.update_lower(n, a.p, K, n, GD, n, a.G, n);
             }
             // proximal term: relative to the diagonal, so that no unit enters
@@ -64,14 +59,14 @@ struct Normal {
             });
             t.cholesky(n, K, n, iK, V(0));
             if (k) {
-                t.each(n * a.m, [&](int e) { B[size_t(e / a.m) * k + e % a.m] = V(a.A[size_t(e % a.m) * n + e / a.m]); });
+                t.each_pair(a.m, n, [&](int i, int j) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]); });
                 t.trsm_right(k, n, B, k, K, n, iK);
             }
         }
         if (k) {
             t.each(k * k, [&](int e) { S[e] = V(0); });
             t.update_lower(k, n, S, k, B, k, B, k);
-            for (int j = 0; j < k; ++j) t.each(k - j, [&](int i) { S[size_t(j) * k + j + i] = -S[size_t(j) * k + j + i]; });
+            t.each_lower(k, [&](int i, int j) { S[size_t(j) * k + i] = -S[size_t(j) * k + i]; });
             const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));
             t.each(kept(), [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
             t.each(k, [&](int i) {
@@ -149,6 +144,7 @@ struct Normal {
         kkt(rd, rp, x.e, z, nu, y, x.v);
         unit = V(0);
         x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
+        t.largest(unit);
         const V pull = t.max(R, V(0), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
         unit = max(max(unit, pull), V(T(1e-8)));
         unit_dual = unit * kappa;

@@ -4,17 +4,18 @@
 // Every function rounds a lane exactly as it rounds a scalar: a QP solved in a lane and alone gives the same bits.
 // That needs -ffp-contract=off: products are fused where `fma` is written, and nowhere else.
 #pragma once
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <type_traits>
+#include "shim.h"
 #if defined(__AVX__) || defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
-#if defined(__GNUC__)  // gcc and clang
+#if defined(__CUDACC_RTC__)
+#define OPTLAYER_INLINE inline __forceinline__
+#define OPTLAYER_NOINLINE
+#define OPTLAYER_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)  // gcc and clang
 #define OPTLAYER_VECTORS 1
 #define OPTLAYER_INLINE inline __attribute__((always_inline))
 #define OPTLAYER_NOINLINE __attribute__((noinline))
@@ -24,7 +25,7 @@
 #define OPTLAYER_NOINLINE __declspec(noinline)
 #define OPTLAYER_UNROLL
 #endif
-#if defined(__FMA__) || defined(__aarch64__) || (defined(_MSC_VER) && defined(__AVX2__))
+#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC_RTC__) || (defined(_MSC_VER) && defined(__AVX2__))
 #define OPTLAYER_FMA 1  // the processor fuses; otherwise fma rounds twice (a library call would be 20 times slower)
 #endif
 
@@ -36,10 +37,12 @@ constexpr int vector_bytes = 64, vector_registers = 32;
 constexpr int vector_bytes = 32, vector_registers = 16;
 #elif defined(__aarch64__)
 constexpr int vector_bytes = 16, vector_registers = 32;
+#elif defined(__CUDACC_RTC__)
+constexpr int vector_bytes = 0, vector_registers = 16;  // a thread has scalars
 #else
 constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
-template <class T> constexpr int native_width = vector_bytes / int(sizeof(T));
+template <class T> constexpr int native_width = vector_bytes < int(sizeof(T)) ? 1 : vector_bytes / int(sizeof(T));
 
 // ---- scalars -------------------------------------------------------------------------------------------------------
 
@@ -320,5 +323,6 @@ template <class V> using scalar_of = typename detail::Parts<V>::Scalar;
 template <class V> using mask_of = typename detail::Parts<V>::Mask;
 template <class V> constexpr int lanes_of = detail::Parts<V>::lanes;
 template <class V> constexpr bool is_pack = lanes_of<V> > 1;
+template <class V> constexpr bool in_rows = is_pack<V> || native_width<scalar_of<V>> == 1;  // a register holds one row
 
 }  // namespace optlayer

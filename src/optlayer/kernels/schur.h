@@ -28,17 +28,15 @@ struct SchurFactors {
         const int n = a.n, m = a.m, p = a.p;
         U *X = scratch, *B = scratch + size_t(n) * p;
         auto bad = U(0) > U(1);  // no lane
-        t.each(n * p, [&](int k) { X[k] = a.G[size_t(k % p) * n + k / p]; });
-        t.each(n * m, [&](int k) { B[k] = a.A[size_t(k % m) * n + k / m]; });
+        t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * p + i] = a.G[size_t(i) * n + j]; });
+        t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = a.A[size_t(i) * n + j]; });
         if (a.diagonal) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
             const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
             bad = !(least > U(pivot_ratio<scalar_of<U>>()) * top);
             t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
-            for (int j = 0; j < n; ++j) {
-                t.each(p, [&](int i) { X[size_t(j) * p + i] = X[size_t(j) * p + i] * iL[j]; });
-                t.each(m, [&](int i) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
-            }
+            t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * p + i] = X[size_t(j) * p + i] * iL[j]; });
+            t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
         } else {
             t.each(n * n, [&](int k) { L[k] = a.Q[k]; });
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[size_t(j) * n + j]); });
@@ -162,10 +160,8 @@ struct Schur {
     void factor(const V* D) {
         const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));  // an absent row drops out
         t.each(a.p, [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
-        for (int j = 0; j < a.p; ++j) {
-            t.each(a.p - j, [&](int i) { F[size_t(j) * a.p + j + i] = V(f.M[size_t(j) * a.p + j + i]); });
-            t.one([&] { F[size_t(j) * a.p + j] = F[size_t(j) * a.p + j] + W[j]; });
-        }
+        t.each_lower(a.p, [&](int i, int j) { F[size_t(j) * a.p + i] = V(f.M[size_t(j) * a.p + i]); });
+        t.each(a.p, [&](int j) { F[size_t(j) * a.p + j] = F[size_t(j) * a.p + j] + W[j]; });
         t.cholesky(a.p, F, a.p, iF, V(0));
     }
     // dy = D dt + e, with stationarity kept: dt = -M dy

@@ -17,10 +17,12 @@ struct Plan {
     int diagonal;        // Q is diagonal, given or found
     bool shared;         // the batch shares Q, G and A
     bool lower, upper;
-    int *kept;           // p rows of G that stay
+    int *kept;           // p rows of G that stay; nullptr: all, and no row is a bound
     int *lower_row, *upper_row;  // row of G that is the bound of variable j, or -1: the user's own
     size_t keep_bytes, work_bytes, shared_bytes, shared_scratch;
 
+    int kept_row(int k) const { return kept ? kept[k] : k; }
+    int bound_row(int j, bool upper) const { return kept ? (upper ? upper_row : lower_row)[j] : -1; }
     int rows() const { return p + bounds; }
     int sides() const { return p + (lower ? n : 0) + (upper ? n : 0); }
 };
@@ -38,10 +40,9 @@ template <class T>
 T huge() { return sizeof(T) == 8 ? T(1.7e308) : T(3.4e38); }
 
 // V: value of the group. U: T when matrices are shared, V otherwise.
-template <class V, class U>
+template <class V, class U, class Tm = Solo<V>>
 struct Group {
     using T = scalar_of<V>;
-    using Tm = Solo<V>;
     static constexpr int W = lanes_of<V>;
 
     const Args& g;
@@ -53,7 +54,7 @@ struct Group {
     int64_t member[W];
     int count = 0;
 
-    Group(const Args& args, const Plan& p) : g(args), plan(p) {}
+    Group(const Args& args, const Plan& p, const Tm& team = Tm()) : g(args), plan(p), t(team) {}
 
     void choose_members(int64_t first) {
         count = int(g.batch - first < W ? g.batch - first : W);
@@ -63,15 +64,14 @@ struct Group {
     template <class Get>
     void fill(V* dst, int n, Get&& get) const {  // dst[i] lane l = get(l, i)
         T* raw = reinterpret_cast<T*>(dst);
-        for (int l = 0; l < W; ++l)
-            for (int i = 0; i < n; ++i) raw[size_t(i) * W + l] = get(member[l], i);
+        for (int l = 0; l < W; ++l) t.each(n, [&](int i) { raw[size_t(i) * W + l] = get(member[l], i); });
     }
     void load(V* dst, const Tensor& from, int n) const {
         const View<const T> v{from};
         T* raw = reinterpret_cast<T*>(dst);
         for (int l = 0; l < W; ++l) {
             const T* src = v.of(member[l]);
-            for (int i = 0; i < n; ++i) raw[size_t(i) * W + l] = src[i];
+            t.each(n, [&](int i) { raw[size_t(i) * W + l] = src[i]; });
         }
     }
     void store(const V* src, const Tensor& to, int n) const {
@@ -79,7 +79,7 @@ struct Group {
         const T* raw = reinterpret_cast<const T*>(src);
         for (int l = 0; l < count; ++l) {
             T* dst = v.of(member[l]);
-            for (int i = 0; i < n; ++i) dst[i] = raw[size_t(i) * W + l];
+            t.each(n, [&](int i) { dst[i] = raw[size_t(i) * W + l]; });
         }
     }
 
@@ -106,20 +106,19 @@ struct Group {
         for (int l = 0; l < W; ++l) {
             const T* src = View<const T>(g.Q).of(member[l]);
             if (g.diagonal) {
-                for (int j = 0; j < n; ++j) rQ[size_t(j) * W + l] = src[j];
+                t.each(n, [&](int j) { rQ[size_t(j) * W + l] = src[j]; });
             } else if (plan.diagonal) {
-                for (int j = 0; j < n; ++j) rQ[size_t(j) * W + l] = src[size_t(j) * n + j];
+                t.each(n, [&](int j) { rQ[size_t(j) * W + l] = src[size_t(j) * n + j]; });
             } else {  // the symmetric part
-                for (int j = 0; j < n; ++j)
-                    for (int i = 0; i <= j; ++i) {
-                        const T v = T(0.5) * (src[size_t(i) * n + j] + src[size_t(j) * n + i]);
-                        rQ[(size_t(j) * n + i) * W + l] = v, rQ[(size_t(i) * n + j) * W + l] = v;
-                    }
+                t.each_lower(n, [&](int j, int i) {
+                    const T v = T(0.5) * (src[size_t(i) * n + j] + src[size_t(j) * n + i]);
+                    rQ[(size_t(j) * n + i) * W + l] = v, rQ[(size_t(i) * n + j) * W + l] = v;
+                });
             }
-            for (int r = 0; r < plan.p; ++r) {
-                const T* row = View<const T>(g.G).of(member[l]) + size_t(plan.kept[r]) * n;
-                for (int j = 0; j < n; ++j) rG[(size_t(r) * n + j) * W + l] = row[j];
-            }
+            const T* rows = View<const T>(g.G).of(member[l]);
+            t.each_pair(n, plan.p, [&](int j, int r) {
+                rG[(size_t(r) * n + j) * W + l] = rows[size_t(plan.kept_row(r)) * n + j];
+            });
         }
         if (plan.m) load(A, g.A, n * plan.m);
     }
@@ -136,16 +135,17 @@ struct Group {
     // get(member, side) for every side: `rows` is (p), `lb`, `ub` are (n); divided: by |coefficient| of found bounds
     template <class Rows, class Bound>
     void fill_sides(V* dst, Rows&& from_row, Bound&& from_bound) const {
-        fill(dst, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept[k], T(1)); });
-        auto bound = [&](V* d, const int* source, bool upper) {
+        fill(dst, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept_row(k), T(1)); });
+        auto bound = [&](V* d, bool upper) {
             fill(d, plan.n, [&](int64_t mem, int j) {
-                if (source[j] < 0) return from_bound(mem, j, upper);
-                const T c = coefficient(mem, source[j], j);
-                return from_row(mem, source[j], c < T(0) ? -c : c);
+                const int row = plan.bound_row(j, upper);
+                if (row < 0) return from_bound(mem, j, upper);
+                const T c = coefficient(mem, row, j);
+                return from_row(mem, row, c < T(0) ? -c : c);
             });
         };
-        if (plan.lower) bound(dst + plan.p, plan.lower_row, false);
-        if (plan.upper) bound(dst + plan.p + x.lower, plan.upper_row, true);
+        if (plan.lower) bound(dst + plan.p, false);
+        if (plan.upper) bound(dst + plan.p + x.lower, true);
     }
 
     void load_sides() {
@@ -168,22 +168,22 @@ struct Group {
         const T* raw = reinterpret_cast<const T*>(src);
         for (int ln = 0; ln < count; ++ln) {
             const int64_t mem = member[ln];
-            for (int k = 0; k < plan.p; ++k) r.of(mem)[plan.kept[k]] = raw[size_t(k) * W + ln];
+            t.each(plan.p, [&](int k) { r.of(mem)[plan.kept_row(k)] = raw[size_t(k) * W + ln]; });
             for (int upper = 0; upper < 2; ++upper) {
                 if (!(upper ? plan.upper : plan.lower)) continue;
-                const int* source = upper ? plan.upper_row : plan.lower_row;
                 const View<T>& own = upper ? u : l;
                 const T* from = raw + size_t(plan.p + (upper ? x.lower : 0)) * W + ln;
-                for (int j = 0; j < plan.n; ++j) {
+                t.each(plan.n, [&](int j) {
                     const T v = from[size_t(j) * W];
-                    if (source[j] >= 0) {
-                        T c = coefficient(mem, source[j], j);
+                    const int row = plan.bound_row(j, upper);
+                    if (row >= 0) {
+                        T c = coefficient(mem, row, j);
                         c = c < T(0) ? -c : c;
-                        r.of(mem)[source[j]] = divide ? v / c : v * c;
+                        r.of(mem)[row] = divide ? v / c : v * c;
                     } else if (own) {
                         own.of(mem)[j] = v;
                     }
-                }
+                });
             }
         }
         (void)absent;
@@ -213,16 +213,18 @@ struct Group {
         });
         store_sides(s, g.s, Tensor{nullptr, 0}, Tensor{nullptr, 0}, false, T(0));
         store_sides(out.lam, g.lam, g.lam_lb, g.lam_ub, true, T(0));
-        for (int l = 0; l < count; ++l) {
-            const int64_t mem = member[l];
-            View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0) ? SOLVED
-                : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
-                                                                            : NUMERICAL_ERROR;
-            View<int32_t>(g.iterations).of(mem)[0] = int32_t(lane(out.iterations, l));
-            View<T>(g.primal_residual).of(mem)[0] = lane(out.primal, l);
-            View<T>(g.dual_residual).of(mem)[0] = lane(out.dual, l);
-            View<T>(g.gap).of(mem)[0] = lane(out.gap, l);
-        }
+        t.one([&] {
+            for (int l = 0; l < count; ++l) {
+                const int64_t mem = member[l];
+                View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0) ? SOLVED
+                    : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
+                                                                                : NUMERICAL_ERROR;
+                View<int32_t>(g.iterations).of(mem)[0] = int32_t(lane(out.iterations, l));
+                View<T>(g.primal_residual).of(mem)[0] = lane(out.primal, l);
+                View<T>(g.dual_residual).of(mem)[0] = lane(out.dual, l);
+                View<T>(g.gap).of(mem)[0] = lane(out.gap, l);
+            }
+        });
     }
 
     // ---- the derivative's system --------------------------------------------------------------------------------
@@ -293,9 +295,9 @@ struct Group {
         }
         for (int l = 0; l < W; ++l) {  // unsolved members have no derivative
             if (View<const int32_t>(g.status).of(member[l])[0] == SOLVED) continue;
-            for (int j = 0; j < n; ++j) set_lane(vz[j], l, T(0));
-            for (int i = 0; i < m; ++i) set_lane(vnu[i], l, T(0));
-            for (int k = 0; k < S; ++k) set_lane(vk[k], l, T(0));
+            t.each(n, [&](int j) { set_lane(vz[j], l, T(0)); });
+            t.each(m, [&](int i) { set_lane(vnu[i], l, T(0)); });
+            t.each(S, [&](int k) { set_lane(vk[k], l, T(0)); });
         }
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);

@@ -1,6 +1,7 @@
 // A team works on one QP (or, with a Pack as value, on one QP per SIMD lane).
 // Algorithms are written over `each` and the reductions alone: they hold no barrier and no thread index,
 // and scalars that steer control flow come only from reductions, so that all threads agree.
+// A scalar that the body of `each` accumulates is each thread's own: `total`, `largest`, `smallest` join it after.
 #pragma once
 #include "dense.h"
 
@@ -39,6 +40,19 @@ struct Solo {
     }
     template <class F>
     void one(F&& f) const { f(); }
+    template <class F>
+    void each_pair(int rows, int columns, F&& f) const {  // f(i, j)
+        for (int j = 0; j < columns; ++j)
+            for (int i = 0; i < rows; ++i) f(i, j);
+    }
+    template <class F>
+    void each_lower(int n, F&& f) const {  // f(i, j) for i >= j
+        for (int j = 0; j < n; ++j)
+            for (int i = j; i < n; ++i) f(i, j);
+    }
+    void total(V&) const {}
+    void largest(V&) const {}
+    void smallest(V&) const {}
 
     // Dense kernels (dense.h), column-major.
     template <class W, class A, class B>
