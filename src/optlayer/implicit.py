@@ -1,76 +1,406 @@
-"""The derivative of a solution, by implicit differentiation of the optimality conditions (OptNet, eqs. 4-8)."""
+"""The derivative of a solution, by implicit differentiation of the optimality conditions (OptNet, eqs. 4-8).
+
+**The linear system.** Write the sides of the inequalities as one list C z ≤ d, with C = (G; −I; I) and
+d = (h; −lb; ub), their multipliers y = (lam, lam_lb, lam_ub) and slacks s = d − C z. The optimality conditions are
+
+    Q z + q + Cᵀy + Aᵀnu = 0,      y∘(C z − d) = 0,      A z = b                                            (4)
+
+and their differential, with dv = (dz, dy, dnu) for the answer and the data on the right, is (5, 6)
+
+    Q dz + Cᵀdy + Aᵀdnu  =  r_z  = −(dQ z + dq + dCᵀy + dAᵀnu)
+    y∘(C dz) − s∘dy      =  y∘r_y,    r_y = dd − dC z
+    A dz                 =  r_nu = db − dA z.
+
+`kkt_solve` of a backend maps r to v; call this map M. An active side (y > 0, s = 0) is an equality C v_z = r_y there,
+an inactive one (y = 0, s > 0) has v_y = 0. A weakly active side (y = s = 0) counts as inactive; where active rows are
+linearly dependent or the curvature vanishes, M is the pseudo-inverse of a consistent system (least norm).
+
+**Both directions.** Dividing the second line by y shows that M is symmetric. Forward mode is dv = M r. Reverse mode,
+with the gradients of the loss g = (g_z, g_y, g_nu), is v = M g, because ⟨g, M r⟩ = ⟨M g, r⟩, and reading off the
+coefficients of the data in ⟨v, r⟩ gives (8)
+
+    grad_q = −v_z      grad_Q = −½ (v_z zᵀ + z v_zᵀ)
+    grad_h = v_lam     grad_G = −(lam v_zᵀ + v_lam zᵀ)        grad_lb = −v_lb
+    grad_b = v_nu      grad_A = −(nu v_zᵀ + v_nu zᵀ)          grad_ub = v_ub.
+
+The slack is s = h − G z: its gradient g_s adds −Gᵀg_s to g_z, g_s to grad_h, −g_s zᵀ to grad_G.
+
+**Second derivatives.** v = M r solves a linear system with the same matrix K, so dv = M (dr − dK v), and for
+gradients w̄ of v, with w = M w̄,
+
+    ⟨w̄, dv⟩ = ⟨w, dr⟩ − ⟨w, dK v⟩:     grad_r = w,    grad_Q = −½ (w_z v_zᵀ + v_z w_zᵀ),    and as above for G and A
+
+with (v_z, v_lam, v_nu) in place of (z, lam, nu) and w in place of v. On a fixed active set K holds nothing else. So
+`_KKT` is a differentiable function whose derivatives are `_KKT` again; derivatives of every order follow.
+
+**Smoothed.** With Settings(gradient="smoothed", smoothing=κ) all of this happens at the solution of the relaxed problem
+y∘s = κ in place of the exact one, whose value is returned all the same. There s/y = κ/y² moves with the data, and
+⟨w, dK v⟩ has one more term: grad_y = −2κ w_y∘v_y / y³ for second derivatives.
+
+Members that were not solved, and sides with infinite d, have zero gradients.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from optlayer import kkt
 from optlayer.backends.base import Adjoint, Backend, Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
+from optlayer.solution import Solution, SolveError, Status
+
+Tensors = tuple["Tensor | None", ...]
+VALUES, VERDICT = 6, 5  # fields of a Point before its factor: the point, and the verdict
+SIDES = ((2, 1), (4, 3), (5, 4))  # lam, lam_lb, lam_ub: their places in a Point and in an Adjoint
 
 
-def solve(problem: Problem, settings: Settings, engine: Backend) -> tuple[Tensor, ...]:
-    """The fields of Point but the factor, differentiable where the problem's tensors require it."""
+def transformed() -> bool:
+    """Whether a torch transform (torch.func, forward mode) is at work, or a graph is being compiled."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+    )
+
+
+def solve(problem: Problem, settings: Settings, engine: Backend, check: bool) -> Tensors:
+    """The fields of Point but the factor, differentiable where the problem's tensors require it.
+
+    Args:
+        problem, settings, engine: what, how exactly, by which backend.
+        check: raise SolveError from within, where a transform forbids that the caller looks at the status.
+    """
     tensors = problem.tensors()
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _Solve.apply(problem, settings, engine, *tensors)  # type: ignore[no-any-return]
-    return tuple(engine.solve(problem, settings, False)[:-1])
+    if not transformed():
+        if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)):
+            return tuple(engine.solve(problem, settings, False)[:-1])
+        check = False
+    call = Call(problem, settings, engine, check)
+    return _Solve.apply(call, *tensors)[: VALUES + VERDICT]  # type: ignore[no-any-return]
+
+
+class Call:
+    """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
+
+    __slots__ = ("batch", "check", "diagonal", "engine", "ranks", "settings", "sizes", "smoothed")
+
+    def __init__(self, problem: Problem, settings: Settings, engine: Backend, check: bool) -> None:
+        self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
+        self.diagonal = isinstance(problem.Q, Diagonal)
+        self.sizes = (problem.n, problem.m, problem.p)
+        self.smoothed = settings.gradient == "smoothed"
+
+    def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
+        Q, q, *rest = tensors
+        assert Q is not None and q is not None
+        form = Diagonal(Q) if self.diagonal else Q
+        return Problem(form, q, *rest, *self.sizes, self.batch, q.dtype, q.device)
+
+    def rank(self, i: int) -> int:
+        """Dimensions of tensor i without the batch."""
+        return 2 if NAMES[i] in ("G", "A") or (i == 0 and not self.diagonal) else 1
+
+    def with_batch(self, batch: int) -> Call:
+        other: Call = object.__new__(Call)
+        for name in ("settings", "engine", "check", "diagonal", "sizes", "smoothed"):
+            setattr(other, name, getattr(self, name))
+        other.batch = batch
+        return other
+
+    def solve(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
+        problem = self.problem(tensors)
+        point = self.engine.solve(problem, self.settings, not self.smoothed)
+        if self.check and bool((point.status != int(Status.SOLVED)).any()):
+            raise SolveError(Solution(problem, *point[:-1]))
+        if not self.smoothed:
+            outputs = (*point[:-1], *point.factor)
+        else:
+            from optlayer.backends import reference
+
+            outputs = (*point[:-1], *reference.relax(problem, self.settings, point)[:VALUES])
+        return tuple(x.clone() if x._is_view() else x for x in outputs)  # autograd forbids views of hidden tensors
+
+    def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
+        engine = self.engine
+        if self.smoothed:
+            from optlayer.backends import reference as engine  # type: ignore[no-redef]
+        return engine.kkt_solve(self.problem(tensors), self.settings, point, rhs)
+
+    @property
+    def fields(self) -> int:
+        """Outputs of `solve` before the factor."""
+        return 2 * VALUES + VERDICT if self.smoothed else VALUES + VERDICT
+
+    def point(self, outputs: Sequence[Any]) -> Point:
+        """The point at which the derivative is taken, of the outputs of `solve`."""
+        at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
+        return Point(*at, *outputs[VALUES : VALUES + VERDICT], tuple(outputs[self.fields :]))
+
+
+# --- the two directions ----------------------------------------------------------------------------------------------
+
+
+def pullback(
+    call: Call, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor], upstream: Sequence[Tensor | None], need: Any
+) -> list[Tensor | None]:
+    """Gradients of the tensors (where `need`) from those of the outputs: eq. 8."""
+    point = call.point(outputs)
+    grads = list(upstream[:VALUES])
+    if call.smoothed:  # the relaxed point is an output as well, used by second derivatives
+        grads = [_sum(a, b) for a, b in zip(grads, upstream[VALUES + VERDICT : call.fields], strict=True)]
+    solved = _solved(point.status)
+    if solved is not None:
+        grads = [None if g is None else torch.where(solved, g, 0.0) for g in grads]
+    g_z, g_s, *rest = grads
+    G = tensors[2]
+    if g_s is not None and G is not None:
+        g_s = torch.where(point.s.isinf(), 0.0, g_s)
+        g_z = _sum(g_z, -kkt.mul_t(G, g_s))
+    parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
+    g = Adjoint(*(torch.zeros_like(x) if y is None else y for x, y in zip(parts, (g_z, *rest), strict=True)))
+    v = _kkt(call, tensors, point, g)
+    z, lam, nu = (x if solved is None else torch.where(solved, x, 0.0) for x in (point.z, point.lam, point.nu))
+    v_h = _sum(g_s, v.lam)
+    grad_Q, grad_G, grad_A = matrix_gradients(call, tensors, (need[0], need[2], need[4]), z, lam, nu, v._replace(lam=v_h))
+    vectors = [
+        _shared(x, sign * y) if wanted and x is not None else None
+        for x, wanted, sign, y in zip(
+            tensors[1::2] + tensors[6:7], need[1::2] + need[6:7], (-1, 1, 1, 1, -1), (v.z, v_h, v.nu, v.lam_ub, v.lam_lb),
+            strict=True,
+        )
+    ]
+    return [grad_Q, vectors[0], grad_G, vectors[1], grad_A, vectors[2], vectors[4], vectors[3]]
+
+
+def pushforward(call: Call, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor], tangents: Sequence[Any]) -> tuple[Any, ...]:
+    """Tangents of the outputs from those of the tensors: eqs. 5 and 6."""
+    point = call.point(outputs)
+    dQ, dq, dG, dh, dA, db, dlb, dub = tangents
+    r_z, r_lam, r_nu = matrix_tangents(call, dQ, dG, dA, point.z, point.lam, point.nu)
+    r = Adjoint(
+        r_z if dq is None else r_z - dq,
+        r_lam if dh is None else r_lam + dh,
+        r_nu if db is None else r_nu + db,
+        torch.zeros_like(point.lam_lb) if dlb is None else (-dlb).expand_as(point.lam_lb),
+        torch.zeros_like(point.lam_ub) if dub is None else dub.expand_as(point.lam_ub),
+    )
+    solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
+    v = _kkt(call, tensors, point, Adjoint(*(torch.where(solved, x, 0.0) for x in r)))
+    ds = torch.zeros_like(point.s)
+    if tensors[2] is not None:
+        ds = torch.where(solved & ~point.s.isinf(), r.lam - kkt.mul(tensors[2], v.z), 0.0)
+    values = (v.z, ds, v.lam, v.nu, v.lam_lb, v.lam_ub)
+    nothing = (None,) * (len(outputs) - call.fields)
+    return (*values, *(None,) * VERDICT, *(values if call.smoothed else ()), *nothing)
+
+
+def matrix_gradients(
+    call: Call, tensors: Sequence[Tensor | None], need: Sequence[bool], z: Tensor, lam: Tensor, nu: Tensor, v: Adjoint
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of Q, G, A in −⟨v, dK (z, lam, nu)⟩, those needed."""
+    Q, G, A = tensors[0], tensors[2], tensors[4]
+    grad_Q = grad_G = grad_A = None
+    if need[0] and Q is not None:
+        if call.diagonal:
+            grad_Q = _shared(Q, -v.z * z)
+        else:
+            half = outer_products(Q, (v.z, z))
+            grad_Q = 0.5 * (half + half.mT)
+    if need[1] and G is not None:
+        grad_G = outer_products(G, (lam, v.z), (v.lam, z))
+    if need[2] and A is not None:
+        grad_A = outer_products(A, (nu, v.z), (v.nu, z))
+    return grad_Q, grad_G, grad_A
+
+
+def outer_products(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """−Σ left rightᵀ in the form of the matrix M: summed over the batch where M is shared, never forming the terms."""
+    total: Tensor | None = None
+    for left, right in pairs:
+        if M.dim() == 2:
+            left = -left.mT
+            total = left @ right if total is None else torch.addmm(total, left, right)
+        else:
+            left, right = -left.unsqueeze(-1), right.unsqueeze(-2)
+            total = left * right if total is None else torch.addcmul(total, left, right)
+    assert total is not None
+    return total
+
+
+def matrix_tangents(
+    call: Call, dQ: Tensor | None, dG: Tensor | None, dA: Tensor | None, z: Tensor, lam: Tensor, nu: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−dK (z, lam, nu)."""
+    r_z, r_lam, r_nu = torch.zeros_like(z), torch.zeros_like(lam), torch.zeros_like(nu)
+    if dQ is not None:
+        r_z = r_z - kkt.mul_Q(Diagonal(dQ) if call.diagonal else dQ, z)
+    if dG is not None:
+        r_z, r_lam = r_z - kkt.mul_t(dG, lam), r_lam - kkt.mul(dG, z)
+    if dA is not None:
+        r_z, r_nu = r_z - kkt.mul_t(dA, nu), r_nu - kkt.mul(dA, z)
+    return r_z, r_lam, r_nu
+
+
+def _sum(a: Tensor | None, b: Any) -> Any:
+    return b if a is None else a if b is None else a + b
+
+
+def _shared(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient, summed over the batch where x is shared."""
+    return grad.sum(0) if grad.dim() > x.dim() else grad
+
+
+def _solved(status: Tensor) -> Tensor | None:
+    """Which members are solved, (B, 1); None: all, known without waiting for a device."""
+    if status.device.type == "cpu" and not transformed() and not status.any():
+        return None
+    return (status == int(Status.SOLVED)).unsqueeze(-1)
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+def _kkt(call: Call, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
+    """v = M r, differentiable."""
+    if not torch.is_grad_enabled() and not transformed():
+        return call.kkt_solve(tensors, point, rhs)
+    return Adjoint(*_KKT.apply(call, *tensors, *point[:-1], *point.factor, *rhs))
 
 
 class _Solve(torch.autograd.Function):
+    """(call, tensors) → outputs of Call.solve."""
+
     @staticmethod
-    def forward(ctx: Any, problem: Problem, settings: Settings, engine: Backend, *tensors: Tensor | None) -> Any:
-        point = engine.solve(problem, settings, True)
-        ctx.problem, ctx.settings, ctx.engine, ctx.factor = problem, settings, engine, point.factor
-        ctx.save_for_backward(*point[:-1])
+    def forward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return call.solve(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, *tensors = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*point[6:11])
-        return tuple(point[:-1])
+        ctx.mark_non_differentiable(*output[VALUES : VALUES + VERDICT], *output[ctx.call.fields :])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        problem: Problem = ctx.problem
-        point = Point(*ctx.saved_tensors, ctx.factor)
-        g_z, g_s, g_lam, g_nu, g_lb, g_ub = (
-            torch.zeros_like(value) if grad is None else grad
-            for value, grad in zip(point[:6], upstream[:6], strict=True)
-        )
-        z, lam, nu = point.z, point.lam, point.nu
-        if upstream[1] is not None and problem.G is not None:
-            g_z = g_z - kkt.mul_t(problem.G, g_s)
-        v = ctx.engine.kkt_solve(problem, ctx.settings, point, Adjoint(g_z, g_lam, g_nu, g_lb, g_ub))
-        need = ctx.needs_input_grad[3:]
-        grads: list[Tensor | None] = [None] * 8
-        diagonal = isinstance(problem.Q, Diagonal)
-        if need[0]:
-            if diagonal:
-                grads[0] = -v.z * z
-            else:
-                grads[0] = -0.5 * (_outer(v.z, z) + _outer(z, v.z))
-        if need[1]:
-            grads[1] = -v.z
-        if need[2]:
-            grads[2] = -_outer(lam, v.z) - _outer(v.lam + g_s, z)
-        if need[3]:
-            grads[3] = v.lam + g_s
-        if need[4]:
-            grads[4] = -_outer(nu, v.z) - _outer(v.nu, z)
-        if need[5]:
-            grads[5] = v.nu
-        if need[6]:
-            grads[6] = -v.lam_lb
-        if need[7]:
-            grads[7] = v.lam_ub
-        for i, x in enumerate(problem.tensors()):
-            g = grads[i]
-            if g is not None and x is not None:
-                grads[i] = g.sum(0) if g.dim() > x.dim() else g
-        return (None, None, None, *grads)
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return (None, *pullback(ctx.call, saved[:8], saved[8:], upstream, ctx.needs_input_grad[1:]))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return pushforward(ctx.call, saved[:8], saved[8:], tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> tuple[Any, Any]:
+        folded = Fold(info.batch_size, call)
+        outputs = _Solve.apply(folded.call, *folded.tensors(tensors, in_dims[1:]))
+        return folded.unfold(outputs, call.fields)
 
 
-def _outer(x: Tensor, y: Tensor) -> Tensor:
-    return x.unsqueeze(-1) * y.unsqueeze(-2)
+class _KKT(torch.autograd.Function):
+    """(call, tensors, point, factor…, right-hand side) → v."""
+
+    @staticmethod
+    def forward(call: Call, *args: Any) -> tuple[Tensor, ...]:
+        tensors, point, rhs = _split(args)
+        return tuple(call.kkt_solve(tensors, point, rhs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, *args = inputs
+        ctx.save_for_backward(*args, *output)
+        ctx.save_for_forward(*args, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        tensors, point, _ = _split(ctx.saved_tensors[:-5])
+        v = Adjoint(*ctx.saved_tensors[-5:])
+        w = _kkt(call, tensors, point, Adjoint(*upstream))
+        need = ctx.needs_input_grad[1:]
+        grads: list[Tensor | None] = [None] * len(need)
+        grads[0], grads[2], grads[4] = matrix_gradients(call, tensors, need[0:5:2], v.z, v.lam, v.nu, w)
+        if call.smoothed:
+            for at, side in SIDES:
+                if need[8 + at]:
+                    grads[8 + at] = w[side] * _stiffness(call, point[at], v[side])
+        grads[-5:] = w
+        return (None, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, ...]:
+        call: Call = ctx.call
+        tensors, point, _ = _split(ctx.saved_tensors[:-5])
+        v = Adjoint(*ctx.saved_tensors[-5:])
+        dt, dpoint, dr = _split(tangents)
+        d_z, d_lam, d_nu = matrix_tangents(call, dt[0], dt[2], dt[4], v.z, v.lam, v.nu)
+        r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
+        r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
+        if call.smoothed:
+            for at, side in SIDES:
+                if dpoint[at] is not None:
+                    r[side] = r[side] + dpoint[at] * _stiffness(call, point[at], v[side])
+        return tuple(_kkt(call, tensors, point, Adjoint(*r)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *args: Any) -> tuple[Any, Any]:
+        """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
+        tensors, point, rhs = _split(args)
+        dims_tensors, dims_point, dims_rhs = _split(in_dims[1:])
+        if dims_point.z is None and all(d is None for d in dims_tensors):
+            rows = [[x if d is None else x.select(d, i) for x, d in zip(rhs, dims_rhs, strict=True)] for i in range(info.batch_size)]
+            answers = [_KKT.apply(call, *tensors, *point[:-1], *point.factor, *row) for row in rows]
+            return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
+        folded = Fold(info.batch_size, call)
+        values = [folded.tensor(x, d, 0 if 6 <= i else 1) for i, (x, d) in enumerate(zip(point[:-1], dims_point[:-1], strict=True))]
+        rhs = [folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)]
+        v = _KKT.apply(folded.call, *folded.tensors(tensors, dims_tensors), *values, *point.factor, *rhs)
+        return folded.unfold(v, 5)
+
+
+def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
+    """Tensors, point and right-hand side of the flat arguments of _KKT."""
+    end = len(args) - 5
+    return args[:8], Point(*args[8 : 8 + VALUES + VERDICT], tuple(args[8 + VALUES + VERDICT : end])), Adjoint(*args[end:])
+
+
+def _stiffness(call: Call, y: Tensor, v: Tensor) -> Tensor:
+    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point."""
+    return torch.where(y > 0, -2 * call.settings.smoothing / y * (v / y) / y, 0.0)
+
+
+class Fold:
+    """A vmapped dimension of size V folded into the batch B of a call: member i of vmap's part k is member kB + i."""
+
+    def __init__(self, size: int, call: Call) -> None:
+        self.shape = (size, 1 if call.batch is None else call.batch)
+        self.call = call.with_batch(self.shape[0] * self.shape[1])
+
+    def tensor(self, x: Tensor | None, dim: int | None, rank: int) -> Tensor | None:
+        """x with the batch V·B in front; as it is if neither vmap nor the batch varies it."""
+        if x is None:
+            return None
+        batched = x.dim() - (dim is not None) > rank
+        if dim is None and not batched:
+            return x
+        x = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+        x = x if batched else x.unsqueeze(1)
+        inner = x.shape[2:]
+        return x.expand(*self.shape, *inner).reshape(self.call.batch, *inner)
+
+    def tensors(self, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
+        return [self.tensor(x, d, self.call.rank(i)) for i, (x, d) in enumerate(zip(tensors, dims, strict=True))]
+
+    def unfold(self, outputs: Sequence[Tensor], fields: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """Outputs with V in front, and which have it: all but the factor, which stays that of the folded batch."""
+        values = [x.reshape(*self.shape, *x.shape[1:]) for x in outputs[:fields]]
+        return (*values, *outputs[fields:]), (0,) * fields + (None,) * (len(outputs) - fields)

@@ -56,10 +56,10 @@ def solve(
     """
     problem = check_problem(Q, q, G, h, A, b, lb, ub)
     engine = backends.choose(problem, backend)
-    values = implicit.solve(problem, settings, engine)
+    values = implicit.solve(problem, settings, engine, check)
     if problem.batch is None:
         values = tuple(value[0] for value in values)
     solution = Solution(problem, *values)
-    if check and bool((solution.status != int(Status.SOLVED)).any()):
+    if check and not implicit.transformed() and bool((solution.status != int(Status.SOLVED)).any()):
         raise SolveError(solution)
     return solution
