@@ -26,6 +26,11 @@ class Workload:
     batch: int
     draw: Callable[[Generator, int], Arrays]
 
+    @property
+    def what(self) -> str:
+        """One line about it."""
+        return (self.draw.__doc__ or "").strip().splitlines()[0]
+
     def data(self, seed: int = 0) -> Arrays:
         """The tensors, float64; absent parts are missing."""
         tensors = self.draw(np.random.default_rng(seed), self.batch)
@@ -48,9 +53,8 @@ def _feasible(G: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def random_dense(n: int) -> Callable[[Generator, int], Arrays]:
-    """OptNet §4.1: n variables, n inequalities, nothing shared."""
-
     def draw(rng: Generator, batch: int) -> Arrays:
+        """OptNet §4.1: n variables, n inequalities, nothing shared."""
         U = rng.uniform(size=(batch, n, n))
         G = rng.standard_normal((batch, n, n))
         h = _feasible(G, rng.standard_normal((batch, n))) + rng.uniform(size=(batch, n))
@@ -74,9 +78,8 @@ def sudoku(rng: Generator, batch: int) -> Arrays:
 
 
 def denoise(dense: bool) -> Callable[[Generator, int], Arrays]:
-    """OptNet §4.2: total variation ½‖z − y‖² + w‖Dz‖₁ of a signal, t ≥ |Dz|; `dense`: a learned D."""
-
     def draw(rng: Generator, batch: int) -> Arrays:
+        """OptNet §4.2: total variation of a signal, ½‖z − y‖² + w‖Dz‖₁, with t ≥ |Dz|; D: differences, or learned."""
         n, k = 100, 99
         D = 0.3 * rng.standard_normal((k, n)) if dense else np.diff(np.eye(n), axis=0)
         jumps = np.where(rng.uniform(size=(batch, n)) < 0.06, 3 * rng.standard_normal((batch, n)), 0)
@@ -126,6 +129,7 @@ def mpc(rng: Generator, batch: int) -> Arrays:
     width = states + inputs  # variables of a step: u_t, then x_{t+1}
     n, m = width * horizon, states * horizon
     F = np.eye(states) + 0.1 * rng.standard_normal((batch, states, states))  # x_{t+1} = F x_t + B u_t
+    F /= np.maximum(1, np.abs(np.linalg.eigvals(F)).max(1))[:, None, None]  # else the box is soon out of reach
     B = 0.3 * rng.standard_normal((batch, states, inputs))
     A, b = np.zeros((batch, m, n)), np.zeros((batch, m))
     for t in range(horizon):
@@ -142,6 +146,11 @@ def mpc(rng: Generator, batch: int) -> Arrays:
     return {"Q": np.diag(cost), "q": q, "G": G, "h": np.concatenate([box, box]), "A": A, "b": b}
 
 
+def call(rng: Generator, batch: int) -> Arrays:
+    """Two variables, two inequalities: what a call costs beside the arithmetic."""
+    return {"Q": np.eye(2), "q": np.array([[-1.0, -0.5]]), "G": np.eye(2), "h": np.array([0.5, 1.0])}
+
+
 def portfolio(rng: Generator, batch: int) -> Arrays:
     """Markowitz: 50 assets, a covariance per member, long only, fully invested."""
     n = 50
@@ -155,6 +164,7 @@ def portfolio(rng: Generator, batch: int) -> Arrays:
 WORKLOADS = {
     workload.name: workload
     for workload in (
+        Workload("call_b1", 1, call),
         Workload("fig1_n10_b128", 128, random_dense(10)),
         Workload("fig1_n50_b128", 128, random_dense(50)),
         Workload("fig1_n500_b16", 16, random_dense(500)),

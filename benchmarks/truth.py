@@ -1,0 +1,71 @@
+"""Exact solutions and gradients: the reference backend with polish, checked against finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workloads import RANK, Arrays, Workload
+
+STEP = 1e-5
+
+
+def rounded(tensors: Arrays) -> Arrays:
+    """The problem that float32 can express."""
+    return {name: value.astype(np.float32).astype(np.float64) for name, value in tensors.items()}
+
+
+def write(workload: Workload, path: Path, single: bool) -> dict[str, float]:
+    """Write z and grad_NAME to `path` (.npz); return the largest disagreement with finite differences.
+
+    Args:
+        workload: what to solve.
+        path: where to.
+        single: solve the problem rounded to float32, which is what a solver in float32 is given.
+    """
+    tensors, upstream = workload.data(), workload.upstream()
+    if single:
+        tensors = rounded(tensors)
+    z, gradients = _solve(tensors, upstream)
+    np.savez(path, z=z, **{"grad_" + name: value for name, value in gradients.items()})
+    return {} if single else {"finite_differences": finite_differences(tensors, upstream)}
+
+
+def finite_differences(tensors: Arrays, upstream: np.ndarray) -> float:
+    """Central differences along random directions for the first member; largest relative disagreement.
+
+    A direction moves one tensor as a whole, so that every entry of its gradient takes part.
+    """
+    first = {name: value if value.ndim == RANK[name] else value[0] for name, value in tensors.items()}
+    weight = upstream[:1]
+    first["q"] = first["q"][None]  # a batch of one
+    _, gradients = _solve(first, weight)
+    rng = np.random.default_rng(2)
+    worst = 0.0
+    for name in first:
+        direction = rng.standard_normal(first[name].shape)
+        direction *= (1 + np.abs(first[name]).max()) / np.linalg.norm(direction)
+        if name == "Q":
+            direction = direction + direction.mT
+        ends = [_solve({**first, name: first[name] + sign * STEP * direction}, None)[0] for sign in (1, -1)]
+        slope = float((weight * (ends[0] - ends[1])).sum() / (2 * STEP))
+        exact = float((gradients[name] * direction).sum())
+        scale = float(np.linalg.norm(gradients[name]) * np.linalg.norm(direction)) / np.sqrt(direction.size)
+        worst = max(worst, abs(slope - exact) / max(abs(exact), scale, 1e-12))
+    return worst
+
+
+def _solve(tensors: Arrays, upstream: np.ndarray | None) -> tuple[np.ndarray, Arrays]:
+    import torch
+
+    from optlayer import available, solve
+
+    backend: Any = "reference" if available()["reference"] is None else "cpu"
+    leaves = {name: torch.tensor(value).requires_grad_(upstream is not None) for name, value in tensors.items()}
+    z = solve(**leaves, backend=backend).z
+    if upstream is None:
+        return z.numpy(), {}
+    gradients = torch.autograd.grad(z, list(leaves.values()), torch.tensor(upstream))
+    return z.detach().numpy(), {name: g.numpy() for name, g in zip(leaves, gradients, strict=True)}
