@@ -117,12 +117,12 @@ class Run:
         if self.first:
             figure.savefig(self.folder / name, dpi=110, bbox_inches="tight")
 
-    def finish(self, results: list[Row], **more: Any) -> None:
-        """Write `results.json` and print the results as a table."""
+    def finish(self, results: list[Row], shown: list[Row] | None = None, **more: Any) -> None:
+        """Write `results.json` and print the results, or what is to be shown of them, as a table."""
         if not self.first:
             return
         self.write_json("results.json", {"experiment": self.name, "results": results, **more})
-        self.console.print(table(results))
+        self.console.print(table(results if shown is None else shown))
         self.console.print(f"Everything is in [bold]{self.folder}[/]")
 
 

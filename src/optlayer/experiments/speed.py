@@ -1,0 +1,429 @@
+"""Speed (OptNet, section 4.1): an OptNet layer against a linear one (fig. 1); batches against one by one (fig. 2).
+
+Fig. 1: both layers map n numbers to n numbers, for 128 examples at a time. The linear one has an n×n matrix; the
+OptNet layer has n variables and n inequalities, Q, G, z₀ and s₀ learned and shared by the batch, as layers' parameters
+are. Forward, and backward to the input and every parameter.
+
+Fig. 2: random problems with n = p = 100, nothing shared: Q = UᵀU + 10⁻³ I, U uniform; G, z₀ and q normal,
+h = G z₀ + s₀, s₀ uniform. Gurobi and qpth take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from typer import Option
+
+import optlayer
+from optlayer.experiments import harness
+from optlayer.experiments.harness import Row, Run
+from optlayer.nn import OptNetLayer
+
+Tensors = dict[str, Any]  # of tensors; Any, so that they can be keywords of `solve`
+Call = Callable[[], Any]
+
+PAPER = {"Gurobi": 4.7, "qpth, batched": 0.18}
+"""Seconds at batch 128 in fig. 2 of the paper, qpth's on a Titan X."""
+
+# --- timing ---------------------------------------------------------------------------------------------------------
+
+
+def clocked(call: Call, device: torch.device) -> tuple[float, Any]:
+    """Seconds of one call, the device's work included, and what it returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = perf_counter()
+    value = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - start, value
+
+
+def repeated(trial: Callable[[], tuple[float, ...]], trials: int, seconds: float) -> list[tuple[float, ...]]:
+    """Up to `trials` trials after one that does not count; no more once `seconds` are over, but always one."""
+    start = perf_counter()
+    first = trial()
+    times: list[tuple[float, ...]] = []
+    while len(times) < trials and perf_counter() - start < seconds:
+        times.append(trial())
+    return times or [first]
+
+
+def spread(times: list[float]) -> Row:
+    """Median, extremes and number of trials."""
+    return {"seconds": median(times), "least": min(times), "most": max(times), "trials": len(times)}
+
+
+@contextmanager
+def using(count: int) -> Iterator[None]:
+    """Let torch, and with it our solver, use this many threads; 0 leaves all as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- fig. 1: a layer among layers -----------------------------------------------------------------------------------
+
+
+def layer_trial(layer: nn.Module, x: Tensor, upstream: Tensor) -> tuple[float, float]:
+    """Seconds forward and backward."""
+    x = x.detach().requires_grad_()
+    layer.zero_grad(set_to_none=True)
+    forward, z = clocked(lambda: layer(x), x.device)
+    backward, _ = clocked(lambda: z.backward(upstream), x.device)
+    return forward, backward
+
+
+def layers(size: int, batch: int, dtype: torch.dtype, device: str, trials: int, seconds: float) -> list[Row]:
+    """Linear and OptNet layer of one size on one device: a row for each layer and direction."""
+    kind: Any = {"dtype": dtype, "device": device}
+    x, upstream = (torch.randn(batch, size, **kind) for _ in range(2))
+    found = []
+    for name, layer in (
+        ("linear", nn.Linear(size, size, **kind)),
+        ("OptNet", OptNetLayer(size, inequalities=size, **kind)),
+    ):
+        times = repeated(lambda layer=layer: layer_trial(layer, x, upstream), trials, seconds)  # type: ignore[misc]
+        for direction, column in zip(("forward", "backward"), zip(*times, strict=True), strict=True):
+            row = {"figure": 1, "device": device, "method": name, "direction": direction, "n": size, "batch": batch}
+            found.append(row | spread(list(column)))
+    return found
+
+
+# --- fig. 2: batched, one by one, and by others ---------------------------------------------------------------------
+
+
+def problems(n: int, batch: int, device: str = "cpu") -> Tensors:
+    """The random problems of the paper, float64."""
+    kind: Any = {"dtype": torch.float64}
+    U, G = torch.rand(batch, n, n, **kind), torch.randn(batch, n, n, **kind)
+    z0, s0, q = torch.randn(batch, n, 1, **kind), torch.rand(batch, n, **kind), torch.randn(batch, n, **kind)
+    tensors = {"Q": U.mT @ U + 1e-3 * torch.eye(n, **kind), "q": q, "G": G, "h": (G @ z0)[..., 0] + s0}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def members(tensors: Tensors) -> list[Tensors]:
+    """The batch, one by one."""
+    return [dict(zip(tensors, parts, strict=True)) for parts in zip(*tensors.values(), strict=True)]
+
+
+def objective(tensors: Tensors, z: Tensor) -> Tensor:
+    """½ zᵀQz + qᵀz of every member."""
+    return 0.5 * torch.einsum("bi,bij,bj->b", z, tensors["Q"], z) + (tensors["q"] * z).sum(1)
+
+
+def ours_batched(tensors: Tensors) -> Call:
+    return lambda: optlayer.solve(**tensors).z
+
+
+def ours_serial(tensors: Tensors) -> Call:
+    apart = members(tensors)
+    return lambda: torch.stack([optlayer.solve(**each).z for each in apart])
+
+
+def ours_with_gradients(tensors: Tensors) -> Call:
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+
+    def both() -> Tensor:
+        z = optlayer.solve(**leaves).z
+        torch.autograd.grad(z, list(leaves.values()), torch.ones_like(z))
+        return z.detach()
+
+    return both
+
+
+def qpth_batched(tensors: Tensors) -> Call:
+    function = importlib.import_module("qpth.qp").QPFunction(verbose=-1, check_Q_spd=False)
+    none = tensors["q"].new_empty(0)
+    return lambda: function(tensors["Q"], tensors["q"], tensors["G"], tensors["h"], none, none)
+
+
+def qpth_serial(tensors: Tensors) -> Call:
+    calls = [qpth_batched({name: part[None] for name, part in each.items()}) for each in members(tensors)]
+    return lambda: torch.cat([call() for call in calls])
+
+
+def gurobi(tensors: Tensors) -> Call:
+    """One model per member, built and solved, as a layer would have to."""
+    package = importlib.import_module("gurobipy")
+    environment = package.Env(params={"OutputFlag": 0, "Threads": torch.get_num_threads()})
+    apart = [{name: part.numpy() for name, part in each.items()} for each in members(tensors)]
+
+    def one(Q: Any, q: Any, G: Any, h: Any) -> Tensor:
+        with package.Model(env=environment) as model:
+            z = model.addMVar(len(q), lb=-package.GRB.INFINITY)
+            model.setMObjective(0.5 * Q, q, 0.0, sense=package.GRB.MINIMIZE)
+            model.addMConstr(G, z, "<", h)
+            model.optimize()
+            return torch.from_numpy(z.X)
+
+    return lambda: torch.stack([one(**each) for each in apart])
+
+
+METHODS: dict[str, tuple[str, tuple[str, ...], Callable[[Tensors], Call]]] = {
+    "Gurobi": ("gurobipy", ("cpu",), gurobi),
+    "qpth, one by one": ("qpth", ("cpu",), qpth_serial),
+    "qpth, batched": ("qpth", ("cpu", "cuda"), qpth_batched),
+    "optlayer, one by one": ("optlayer", ("cpu",), ours_serial),
+    "optlayer, batched": ("optlayer", ("cpu", "cuda"), ours_batched),
+    "optlayer, batched, with all gradients": ("optlayer", ("cpu", "cuda"), ours_with_gradients),
+}
+"""By name: the package needed, the devices, and what makes the call to be timed. In the order of the figure."""
+
+
+def missing(package: str) -> str | None:
+    """None, or why the package cannot be used."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        return f"{package} is absent ({error})"
+    return None
+
+
+def method(name: str, tensors: Tensors, answer: Tensor, trials: int, seconds: float) -> Row:
+    """One method on one batch: its times, and how far its objective is from ours, relative to 1 + |objective|."""
+    device = tensors["q"].device
+    batch, n = tensors["q"].shape
+    row: Row = {"figure": 2, "device": device.type, "method": name, "direction": "forward", "n": n, "batch": batch}
+    values: list[Tensor] = []
+
+    def trial() -> tuple[float]:
+        taken, z = clocked(call, device)
+        values[:] = [z]
+        return (taken,)
+
+    try:
+        call = METHODS[name][2](tensors)
+        times = repeated(trial, trials, seconds)
+    except Exception as error:  # a peer's licence or failure is a result, not the end of the experiment
+        if METHODS[name][0] == "optlayer":
+            raise
+        return row | {"failure": f"{type(error).__name__}: {error}"}
+    best = objective(tensors, answer)
+    off = (objective(tensors, values[0]) - best).abs() / (1 + best.abs())
+    return row | spread([taken for (taken,) in times]) | {"objective_error": off.max().item()}
+
+
+# --- pictures and tables --------------------------------------------------------------------------------------------
+
+
+def draw_layers(rows: list[Row]) -> Any:
+    """Fig. 1: a group of bars per size, on a logarithmic scale; a panel per device."""
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    picture, axes = harness.figure(6.2 * len(devices), 3.6, len(devices), squeeze=False, sharey=True)
+    for axis, device in zip(axes[0], devices, strict=True):
+        mine = [row for row in rows if row["device"] == device]
+        sizes = sorted({row["n"] for row in mine})
+        bars = list(dict.fromkeys((row["method"], row["direction"]) for row in mine))
+        for place, (name, direction) in enumerate(bars):
+            values = {row["n"]: row for row in mine if (row["method"], row["direction"]) == (name, direction)}
+            axis.bar(
+                [sizes.index(n) + (place - (len(bars) - 1) / 2) / (len(bars) + 1) for n in values],
+                [row["seconds"] for row in values.values()],
+                1 / (len(bars) + 1),
+                color=harness.COLOURS[0 if name == "linear" else 1],
+                alpha=1.0 if direction == "forward" else 0.55,
+                label=f"{name}, {direction}",
+            )
+        axis.set_xticks(range(len(sizes)), [str(n) for n in sizes])
+        axis.set_yscale("log")
+        axis.set_xlabel("variables, and inequalities")
+        axis.set_title(f"{device}, batch {mine[0]['batch']}", fontsize=10)
+        axis.grid(alpha=0.3, axis="y")
+    axes[0, 0].set_ylabel("seconds")
+    axes[0, 0].legend(fontsize=8, loc="upper left")
+    return picture
+
+
+def draw_batches(rows: list[Row]) -> Any:
+    """Fig. 2: time against the batch, both logarithmic; dashed lines are the paper's numbers."""
+    picture, axis = harness.figure(7, 4.2)
+    timed = [row for row in rows if row.get("seconds")]
+    lines = list(dict.fromkeys((row["method"], row["device"]) for row in timed))
+    order = list(METHODS)
+    for name, device in lines:
+        mine = sorted(
+            (row["batch"], row["seconds"]) for row in timed if (row["method"], row["device"]) == (name, device)
+        )
+        axis.plot(
+            *zip(*mine, strict=True),
+            marker="o",
+            markersize=4,
+            linestyle="-" if device == "cpu" else ":",
+            color=harness.COLOURS[order.index(name)],
+            label=name + ("" if device == "cpu" else f", {device}"),
+        )
+    for name, seconds in PAPER.items():
+        colour = harness.COLOURS[order.index(name)]
+        axis.axhline(seconds, color=colour, linestyle="--", linewidth=1, alpha=0.7)
+        axis.annotate(
+            f"paper, batch 128: {name.split(',')[0]} {seconds} s", (1, seconds), fontsize=8, color=colour, va="bottom"
+        )
+    batches = sorted({row["batch"] for row in timed})
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(batches, [str(batch) for batch in batches])
+    axis.set_xlabel("batch")
+    axis.set_ylabel("seconds")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")
+    return picture
+
+
+def milliseconds(row: Row) -> str:
+    return harness.shown(1e3 * row["seconds"])
+
+
+def layers_table(rows: list[Row]) -> list[Row]:
+    """Fig. 1 in numbers: milliseconds, and how many times the linear layer's."""
+    by = {(row["device"], row["n"], row["method"], row["direction"]): row for row in rows}
+    table: list[Row] = []
+    for device, n in dict.fromkeys((row["device"], row["n"]) for row in rows):
+        line: Row = {"device": device, "n = p": n}
+        for direction in ("forward", "backward"):
+            linear, layer = (by[device, n, name, direction] for name in ("linear", "OptNet"))
+            line |= {f"linear {direction} (ms)": milliseconds(linear), f"OptNet {direction} (ms)": milliseconds(layer)}
+            line[f"{direction} ratio"] = f"{layer['seconds'] / linear['seconds']:.0f}"
+        table.append(line)
+    return table
+
+
+def batches_table(rows: list[Row]) -> list[Row]:
+    """Fig. 2 in numbers: milliseconds by batch."""
+    table: list[Row] = []
+    for name, device in dict.fromkeys((row["method"], row["device"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["device"]) == (name, device)]
+        line: Row = {"method": name, "device": device}
+        line |= {f"batch {row['batch']} (ms)": milliseconds(row) if "seconds" in row else "failed" for row in mine}
+        errors = [row["objective_error"] for row in mine if "objective_error" in row]
+        table.append(line | {"objective off by": f"{max(errors):.0e}" if errors else None})
+    return table
+
+
+def report(folder: Path) -> str:
+    """The section of the report."""
+    found = harness.read_json(folder / "results.json")
+    first, second = ([row for row in found["results"] if row["figure"] == figure] for figure in (1, 2))
+    absent = "".join(f"- {name}: {why}\n" for name, why in found["absent"].items())
+    absent = f"Not measured:\n\n{absent}\n" if absent else ""
+    _, layer, batch = (__doc__ or "").strip().split("\n\n")
+    return f"""## Speed, section 4.1
+
+{layer} Medians; numbers are of type {found["dtype"]}.
+
+{harness.markdown(layers_table(first))}
+![A linear and an OptNet layer, forward and backward](img/experiments/speed-layers.png)
+
+{batch} Medians of forward passes in float64; the last line includes the gradients of Q, q, G and h. Gurobi's time
+includes building its models. "Objective off by" is relative to 1 + |objective|, against ours.
+
+{harness.markdown(batches_table(second))}
+{absent}![Time against batch size](img/experiments/speed-batches.png)
+"""
+
+
+def compare(folder: Path) -> list[Row]:
+    """The paper's numbers beside ours, at the largest batch."""
+    found = harness.read_json(folder / "results.json")["results"]
+    timed = [row for row in found if row["figure"] == 2 and "seconds" in row]
+    largest = max(row["batch"] for row in timed)
+
+    def ours(name: str) -> str:
+        rows = [row for row in timed if row["method"] == name and row["batch"] == largest]
+        return ", ".join(f"{row['seconds']:.3g} s ({row['device']})" for row in rows) or "not measured"
+
+    table: list[Row] = [
+        {"experiment": f"Fig. 2, n = p = 100, batch {largest}: {name}", "paper": f"{PAPER[name]} s", "ours": ours(name)}
+        for name in PAPER
+    ]
+    table += [
+        {"experiment": f"Fig. 2, batch {largest}: {name}", "paper": None, "ours": ours(name)}
+        for name in METHODS
+        if name.startswith("optlayer")
+    ]
+    ratios = layers_table([row for row in found if row["figure"] == 1])
+    text = "; ".join(
+        f"n = {row['n = p']}: {row['forward ratio']} / {row['backward ratio']} ({row['device']})" for row in ratios
+    )
+    first = {"experiment": "Fig. 1, OptNet over linear layer, forward / backward", "paper": "a plot", "ours": text}
+    return [first, *table]
+
+
+# --- the experiment -------------------------------------------------------------------------------------------------
+
+
+def main(
+    sizes: Annotated[list[int] | None, Option(help="Fig. 1: n = p. Default: 10, 50, 100, 500.")] = None,
+    layer_batch: Annotated[int, Option(help="Fig. 1: examples at a time.")] = 128,
+    dtype: Annotated[str, Option(help="Fig. 1: float32 or float64, for both layers.")] = "float64",
+    variables: Annotated[int, Option(help="Fig. 2: n = p.")] = 100,
+    batches: Annotated[list[int] | None, Option(help="Fig. 2: batch sizes. Default: 1, 2, 4, …, 128.")] = None,
+    only: Annotated[list[str] | None, Option(help="Fig. 2: methods (as the figure names them); default: all.")] = None,
+    trials: Annotated[int, Option(help="Trials of each measurement, after one to warm up; the paper has 10.")] = 10,
+    seconds: Annotated[float, Option(help="No more trials of a measurement after this time.")] = 20,
+    threads: Annotated[int, Option(help="Threads; 0: as many as torch takes.")] = 0,
+    seed: Annotated[int, Option(help="Of the random problems.")] = 0,
+    out: Annotated[Path | None, Option(help="Folder of the run; default: runs/speed-DATE-TIME.")] = None,
+    resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
+    accelerator: Annotated[str, Option(help="auto (CUDA beside the CPU where there is one) or cpu.")] = "auto",
+) -> None:
+    """Time an OptNet layer against a linear one, and batches against Gurobi, qpth and one by one (figs. 1 and 2)."""
+    options = dict(locals())
+    if resume:
+        return main(**harness.resumed(resume, options))
+    run = Run("speed", options, out, "cpu")
+    devices = ["cpu", "cuda"] if accelerator == "auto" and torch.cuda.is_available() else ["cpu"]
+    store = run.folder / "measurements.json"
+    found: list[Row] = harness.read_json(store) if store.exists() else []
+
+    def done(**what: Any) -> bool:
+        return any(what.items() <= row.items() for row in found)
+
+    def keep(rows: list[Row]) -> None:
+        found.extend(rows)
+        run.write_json("measurements.json", found)
+        for row in rows:
+            what = f"{row['device']:5}{row['method']:38}{row['direction']:9} n {row['n']:4} batch {row['batch']:4}"
+            run.console.print(what, f"{1e3 * row['seconds']:10.3f} ms" if "seconds" in row else row["failure"])
+
+    with using(threads):
+        for device in devices:
+            for size in sizes or [10, 50, 100, 500]:
+                if not done(figure=1, device=device, n=size):
+                    torch.manual_seed(seed)
+                    keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
+        absent = {name: why for name in only or METHODS if (why := missing(METHODS[name][0]))}
+        for device in devices:
+            for batch in batches or [1, 2, 4, 8, 16, 32, 64, 128]:
+                torch.manual_seed(seed)
+                tensors = problems(variables, batch, device)
+                answer = optlayer.solve(**tensors).z
+                for name in only or METHODS:
+                    if name in absent or device not in METHODS[name][1]:
+                        continue
+                    if not done(figure=2, device=device, method=name, batch=batch):
+                        keep([method(name, tensors, answer, trials, seconds)])
+    first, second = ([row for row in found if row["figure"] == figure] for figure in (1, 2))
+    run.save(draw_layers(first), "layers.png")
+    run.save(draw_batches(second), "batches.png")
+    for row in second:
+        if "failure" in row:
+            absent[row["method"]] = row["failure"]
+    run.console.print(harness.table(layers_table(first)))
+    run.finish(found, batches_table(second), absent=absent, dtype=dtype)
+
+
+def paper(folder: Path, full: bool) -> None:
+    """The settings of the report: the paper's at either scale, except for the time that a slow peer may take."""
+    main(out=folder, seconds=120 if full else 20)
