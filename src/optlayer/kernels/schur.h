@@ -17,9 +17,9 @@ struct SchurFactors {
     U *M;            // p×p, lower triangle
 
     void place(Arena& a, int n, int m, int p, bool diagonal) {
-        L = a.take<U>(diagonal ? 0 : size_t(n) * n), iL = a.take<U>(n);
+        M = a.take<U>(size_t(p) * p);  // what every iteration reads comes first
         LA = a.take<U>(size_t(m) * m), iLA = a.take<U>(m), E = a.take<U>(size_t(p) * m);
-        M = a.take<U>(size_t(p) * p);
+        L = a.take<U>(diagonal ? 0 : size_t(n) * n), iL = a.take<U>(n);
     }
 
     // scratch: n*(p+m) entries. Returns the members whose Q (or A Q⁻¹ A') is not safely positive definite.
@@ -79,6 +79,8 @@ struct Schur {
     V *y, *v0, *z0, *nu0, *w, *wm;   // multipliers of the rows; G z, z, nu at y = 0; scratch
     V *W;
     V unit, unit_dual, stationarity, scale_dual;
+
+    Schur(const Tm& team, const Data<V, U>& data, const SchurFactors<U>& factors) : t(team), a(data), f(factors) {}
 
     void place(Arena& keep, Arena& work) {
         F = keep.take<V>(size_t(a.p) * a.p), iF = keep.take<V>(a.p), W = keep.take<V>(a.p);

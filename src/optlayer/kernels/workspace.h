@@ -4,18 +4,51 @@
 
 namespace optlayer {
 
+// Fast memory of a GPU's team, asked first: vectors always (`vectors` bytes are set aside for them), then matrices in
+// the order of asking, while they fit.
+struct Fast {
+    char* base;
+    size_t size, vectors, longest;  // a piece of up to `longest` bytes is a vector
+    size_t used = 0, asked = 0;
+
+    bool fits(size_t bytes) const { return bytes <= longest ? used + bytes <= size : used + bytes + vectors_left() <= size; }
+    size_t vectors_left() const { return vectors > asked ? vectors - asked : 0; }
+    char* take(size_t bytes) {
+        if (!fits(bytes)) return nullptr;
+        char* piece = base + used;
+        used += bytes;
+        if (bytes <= longest) asked += bytes;
+        return piece;
+    }
+};
+struct Moved {  // a piece that lives in fast memory until it is brought home
+    char *from, *to;
+    size_t bytes;
+};
+
 // Hands out aligned pieces of one block. With base == nullptr it only measures.
 struct Arena {
     char* base;
-    size_t used = 0;
+    size_t used = 0, align = 64;
+    Fast* fast = nullptr;    // pieces come from here if they fit
+    Moved* moved = nullptr;  // then each piece has a home in this block too, and is listed
+    int count = 0;
 
     explicit Arena(void* b = nullptr) : base(static_cast<char*>(b)) {}
 
     template <class X>
-    X* take(size_t count) {
-        X* piece = reinterpret_cast<X*>(base + used);  // offset only while measuring
-        used += (count * sizeof(X) + 63) / 64 * 64;
-        return piece;
+    X* take(size_t items) {
+        const size_t bytes = (items * sizeof(X) + align - 1) / align * align;
+        char* piece = base + used;  // offset only while measuring
+        if (fast) {
+            if (char* quick = fast->take(bytes)) {
+                if (!moved) return reinterpret_cast<X*>(quick);
+                moved[count++] = {quick, piece, bytes};
+                piece = quick;
+            }
+        }
+        used += bytes;
+        return reinterpret_cast<X*>(piece);
     }
 };
 
@@ -70,8 +103,10 @@ struct Sides {
 
     void place(Arena& keep, Arena& work) {
         weight = keep.take<V>(total());
-        for (V** x : {&h, &on, &s, &lam, &ds, &dlam, &r, &c, &active}) *x = work.take<V>(total());
-        for (V** x : {&D, &e, &v, &dy, &dt, &d, &goal}) *x = work.take<V>(rows());
+        V** of_sides[] = {&h, &on, &s, &lam, &ds, &dlam, &r, &c, &active};
+        V** of_rows[] = {&D, &e, &v, &dy, &dt, &d, &goal};
+        for (V** x : of_sides) *x = work.take<V>(total());
+        for (V** x : of_rows) *x = work.take<V>(rows());
     }
 
     // f(side, row, sign) over all sides
