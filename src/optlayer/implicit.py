@@ -211,8 +211,7 @@ def matrix_gradients(
         if call.diagonal:
             grad_Q = _shared(Q, -v.z * z)
         else:
-            half = outer_products(Q, (v.z, z))
-            grad_Q = 0.5 * (half + half.mT)
+            grad_Q = 0.5 * outer_products(Q, (v.z, z), (z, v.z))
     if need[1] and G is not None:
         grad_G = outer_products(G, (lam, v.z), (v.lam, z))
     if need[2] and A is not None:
@@ -222,6 +221,8 @@ def matrix_gradients(
 
 def outer_products(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """−Σ left rightᵀ in the form of the matrix M: summed over the batch where M is shared, never forming the terms."""
+    if M.layout != torch.strided:
+        return _on_pattern(M, *pairs)
     total: Tensor | None = None
     for left, right in pairs:
         if M.dim() == 2:
@@ -232,6 +233,14 @@ def outer_products(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
             total = left * right if total is None else torch.addcmul(total, left, right)
     assert total is not None
     return total
+
+
+def _on_pattern(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """The same at the entries that a sparse M (CSR) has, as a sparse matrix."""
+    first, columns = M.crow_indices(), M.col_indices()
+    rows = torch.repeat_interleave(torch.arange(len(first) - 1, device=first.device), first.diff())
+    values = sum((left[:, rows] * right[:, columns]).sum(0) for left, right in pairs)
+    return torch.sparse_csr_tensor(first, columns, -values, M.shape)
 
 
 def matrix_tangents(

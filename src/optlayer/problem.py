@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +63,11 @@ class Problem:
         Q = self.Q.d if isinstance(self.Q, Diagonal) else self.Q
         return (Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether some matrix is sparse (in CSR layout)."""
+        return any(x is not None and x.layout != torch.strided for x in self.tensors())
+
     def rank(self, name: str) -> int:
         """Dimensions of tensor `name` without the batch."""
         return 1 if name == "Q" and isinstance(self.Q, Diagonal) else len(_SHAPES[name])
@@ -102,6 +109,9 @@ def check(
         ValueError: for shapes or devices that do not fit; the message shows every argument.
     """
     diagonal = isinstance(Q, Diagonal)
+    if not diagonal:
+        Q = _dense_or_csr("Q", Q)
+    G, A = _dense_or_csr("G", G), _dense_or_csr("A", A)
     values = (Q.d if isinstance(Q, Diagonal) else Q, q, G, h, A, b, lb, ub)
     for name, value in zip(NAMES, values, strict=True):
         if value is None:
@@ -148,6 +158,21 @@ def check(
     return Problem(Q, q, G, h, A, b, lb, ub, sizes["n"], sizes.get("m", 0), sizes.get("p", 0), batch, dtype, device)
 
 
+def _dense_or_csr(name: str, matrix: Any) -> Any:
+    """The matrix; in CSR layout if it is sparse, torch's (differentiable) or scipy's (a constant)."""
+    if not isinstance(matrix, Tensor) and hasattr(matrix, "tocsr"):
+        csr = matrix.tocsr()
+        parts = (torch.as_tensor(part) for part in (csr.indptr, csr.indices, csr.data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch: CSR is in beta state
+            return torch.sparse_csr_tensor(*parts, size=csr.shape)
+    if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
+        return matrix
+    if matrix.dim() != 2:
+        raise ValueError(f"{name} is sparse and has {matrix.dim()} dimensions: a sparse matrix is shared by the batch")
+    return matrix if matrix.layout == torch.sparse_csr else matrix.to_sparse_csr()
+
+
 def _table(values: tuple[object, ...], diagonal: bool) -> str:
     """Every argument beside what is expected of it."""
     lines = ["arguments (… is an optional batch dimension, the same for all that have it):"]
@@ -156,7 +181,8 @@ def _table(values: tuple[object, ...], diagonal: bool) -> str:
         label = "Q.d" if diagonal and name == "Q" else name
         wanted = f"(…, {', '.join(form)})"
         if isinstance(value, Tensor):
-            given = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+            form = "" if value.layout == torch.strided else "sparse "
+            given = f"{form}{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
         else:
             given = "absent" if value is None else type(value).__name__
         lines.append(f"  {label:<4} expected {wanted:<10} got {given}")

@@ -9,6 +9,8 @@ from optlayer.backends.base import Backend
 from optlayer.problem import Problem
 
 ORDER = ("cuda", "cpu", "reference")
+OTHERS = "qpsolvers:"
+"""Prefix of the names of other solvers."""
 _loaded: dict[str, Backend | str] = {}
 
 
@@ -25,6 +27,14 @@ def load(name: str) -> Backend | str:
     return found
 
 
+def other(name: str) -> Backend | str:
+    """The backend of another solver (`qpsolvers:NAME`), or why it is unavailable."""
+    from optlayer.backends import qpsolvers
+
+    engine = qpsolvers.Engine(name.removeprefix(OTHERS))
+    return engine.unavailable() or engine
+
+
 def available() -> dict[str, str | None]:
     """Each backend's name with None, or with the reason why it cannot be used on this machine."""
     return {name: found if isinstance(found := load(name), str) else None for name in ORDER}
@@ -36,14 +46,19 @@ def choose(problem: Problem, wanted: str = "auto") -> Backend:
     Raises:
         ValueError: when the wanted backend is unknown, unavailable, or refuses the problem; the message says why.
     """
+    if problem.sparse and not wanted.startswith(OTHERS):
+        raise ValueError(f"backend {wanted!r} takes dense tensors; use backend='{OTHERS}NAME', or .to_dense()")
     if wanted == "auto":
         for name in ORDER:
             backend = load(name)
             if not isinstance(backend, str) and backend.refuses(problem) is None:
                 return backend
-    if wanted not in ORDER:
-        raise ValueError(f"unknown backend {wanted!r}; there are auto, {', '.join(ORDER)}")
-    backend = load(wanted)
+    if wanted.startswith(OTHERS):
+        backend = other(wanted)
+    elif wanted in ORDER:
+        backend = load(wanted)
+    else:
+        raise ValueError(f"unknown backend {wanted!r}; there are auto, {', '.join(ORDER)}, {OTHERS}NAME")
     reason = backend if isinstance(backend, str) else backend.refuses(problem)
     if reason is not None:
         raise ValueError(f"backend {wanted!r} cannot be used: {reason}")
