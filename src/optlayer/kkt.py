@@ -24,12 +24,13 @@ def mul_Q(Q: Tensor | Diagonal, z: Tensor) -> Tensor:
 
 def mul(M: Tensor, x: Tensor) -> Tensor:
     """M x for M (r, c) or (B, r, c) and x (B, c)."""
-    return x @ M.mT if M.dim() == 2 else (M @ x.unsqueeze(-1)).squeeze(-1)
+    # Four equal columns: with one, BLAS takes another path for a batch of one, and rounds differently.
+    return x @ M.mT if M.dim() == 2 else (M @ x.unsqueeze(-1).expand(-1, -1, 4))[..., 0]
 
 
 def mul_t(M: Tensor, y: Tensor) -> Tensor:
     """Mᵀ y for M (r, c) or (B, r, c) and y (B, r)."""
-    return y @ M if M.dim() == 2 else (y.unsqueeze(-2) @ M).squeeze(-2)
+    return y @ M if M.dim() == 2 else (M.mT @ y.unsqueeze(-1).expand(-1, -1, 4))[..., 0]
 
 
 def largest(x: Tensor) -> Tensor:
@@ -40,6 +41,11 @@ def largest(x: Tensor) -> Tensor:
 def finite(bound: Tensor) -> Tensor:
     """The bound with 0 in place of ±inf, whose multiplier is 0."""
     return torch.where(bound.isinf(), 0.0, bound)
+
+
+def wrong(multiplier: Tensor, side: Tensor) -> Tensor:
+    """What a multiplier must not have: negative values, and any value where the side is infinite."""
+    return torch.where(side.isinf(), multiplier, multiplier.clamp(max=0))
 
 
 class Residuals(NamedTuple):
@@ -65,11 +71,12 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     stationarity, terms = Qz + problem.q, [Qz, problem.q.expand_as(z)]
     primal, sides = z.new_zeros(len(z)), [z.new_zeros(len(z))]
     zQz, qz = (z * Qz).sum(-1), (z * problem.q).sum(-1)
-    constants = [z.new_zeros(len(z))]
+    constants, signs = [z.new_zeros(len(z))], z.new_zeros(len(z))
     if problem.G is not None and problem.h is not None and problem.p:
         Gz, force = mul(problem.G, z), mul_t(problem.G, lam)
         stationarity, terms = stationarity + force, [*terms, force]
         primal = torch.maximum(primal, (Gz - problem.h).amax(-1))
+        signs = torch.maximum(signs, largest(wrong(lam, problem.h)))
         sides += [largest(finite(problem.h).expand_as(Gz)), largest(Gz)]
         constants.append((finite(problem.h) * lam).sum(-1))
     if problem.A is not None and problem.b is not None and problem.m:
@@ -81,12 +88,89 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     for bound, multiplier, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
         if bound is not None:
             stationarity, terms = stationarity + sign * multiplier, [*terms, multiplier]
+            signs = torch.maximum(signs, largest(wrong(multiplier, bound)))
             primal = torch.maximum(primal, (sign * (z - bound)).amax(-1))
             sides += [largest(finite(bound).expand_as(z)), largest(z)]
             constants.append((sign * finite(bound) * multiplier).sum(-1))
-    dual = largest(stationarity)
+    dual = torch.maximum(largest(stationarity), signs)
     gap = (zQz + qz + sum(constants)).abs()
     top = torch.stack([largest(term) for term in terms]).amax(0)
     parts = torch.stack([zQz.abs(), qz.abs(), *(part.abs() for part in constants)]).amax(0)
     relative = torch.stack([dual / (1 + top), primal / (1 + torch.stack(sides).amax(0)), gap / (1 + parts)]).amax(0)
     return Residuals(primal, dual, gap, torch.where(relative >= 0, relative, torch.inf))
+
+
+# --- certificates: proofs that there is no solution --------------------------------------------------------------------
+
+
+def farkas_value(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Tensor:
+    """hᵀlam + bᵀnu − lbᵀlam_lb + ubᵀlam_ub, (B,)."""
+    value = lam.new_zeros(len(lam))
+    for side, multiplier, sign in (
+        (problem.h, lam, 1.0), (problem.b, nu, 1.0), (problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0),
+    ):
+        if side is not None:
+            value = value + sign * (finite(side) * multiplier).sum(-1)
+    return value
+
+
+def farkas_residual(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Tensor:
+    """How well multipliers prove that no point is feasible; 0 is exact, inf is no proof.
+
+    With lam, lam_lb, lam_ub ≥ 0, Gᵀlam + Aᵀnu − lam_lb + lam_ub = 0 and hᵀlam + bᵀnu − lbᵀlam_lb + ubᵀlam_ub < 0, the
+    sum of the constraints, each times its multiplier, reads 0 < 0 (Farkas).
+
+    Args:
+        problem: the problem, of batch B.
+        lam, nu, lam_lb, lam_ub: the multipliers, with batch dimension; absent parts have no columns.
+
+    Returns:
+        The largest of the vector that should be 0, relative to its largest term, (B,); inf unless the sum is negative.
+    """
+    total = lam.new_zeros(len(lam), problem.n)
+    sizes = bad = total[:, 0]
+    for M, side, multiplier in ((problem.G, problem.h, lam), (problem.A, None, nu)):
+        if M is not None:
+            total = total + mul_t(M, multiplier)
+            sizes = torch.maximum(sizes, largest(mul_t(M.abs(), multiplier.abs())))
+            bad = bad if side is None else torch.maximum(bad, largest(wrong(multiplier, side)))
+    for bound, multiplier, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
+        if bound is not None:
+            total, sizes = total + sign * multiplier, torch.maximum(sizes, largest(multiplier))
+            bad = torch.maximum(bad, largest(wrong(multiplier, bound)))
+    found = torch.maximum(largest(total), bad) / torch.where(sizes > 0, sizes, 1.0)
+    return torch.where((found >= 0) & (farkas_value(problem, lam, nu, lam_lb, lam_ub) < 0), found, torch.inf)
+
+
+def ray_residual(problem: Problem, z: Tensor) -> Tensor:
+    """How well a ray proves that the objective falls without limit; 0 is exact, inf is no proof.
+
+    With Q z = 0, A z = 0, G z ≤ 0 (where h is finite), z ≥ 0 (where lb is), z ≤ 0 (where ub is) and qᵀz < 0, adding z
+    to a feasible point keeps it feasible and lowers the objective.
+
+    Args:
+        problem: the problem, of batch B.
+        z: the ray (B, n).
+
+    Returns:
+        The largest violation, each row relative to its largest entry times the largest of z, (B,); inf unless qᵀz < 0.
+    """
+
+    def rows(M: Tensor) -> Tensor:
+        """M z, each row relative to its largest entry."""
+        size = M.abs().amax(-1)
+        return mul(M, z) / torch.where(size > 0, size, 1.0)
+
+    bad = [largest(z * (problem.Q.d != 0))] if isinstance(problem.Q, Diagonal) else [
+        largest(rows(0.5 * (problem.Q + problem.Q.mT)))
+    ]
+    if problem.A is not None:
+        bad.append(largest(rows(problem.A)))
+    if problem.G is not None and problem.h is not None:
+        bad.append(largest(torch.where(problem.h.isinf(), 0.0, rows(problem.G).clamp(min=0))))
+    if problem.lb is not None:
+        bad.append(largest(torch.where(problem.lb.isinf(), 0.0, z.clamp(max=0))))
+    if problem.ub is not None:
+        bad.append(largest(torch.where(problem.ub.isinf(), 0.0, z.clamp(min=0))))
+    found = torch.stack(bad).amax(0) / largest(z)
+    return torch.where((found >= 0) & ((z * problem.q).sum(-1) < 0), found, torch.inf)

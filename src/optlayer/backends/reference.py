@@ -1,20 +1,26 @@
 """The reference: the paper's primal-dual interior point (OptNet §3.1) in plain batched torch.
 
-The oracle that faster backends are tested against, and their fall-back. It runs on any device and computes in
-float64 whatever the dtype of the problem (float32 answers are rounded at the end, and judged after rounding).
+The oracle that faster backends are tested against, and their fall-back: it takes every problem, on any device, and
+gives every member a verdict that was verified. It steers its loop from the host, so it does synchronise a GPU.
 
-Inside, every problem has one form: all tensors present, batched, in float64, padded with fixed variables and absent
-rows to multiples of 8 (BLAS rounds differently when a matrix does not start on a cache line, and then the bits of a
-member would depend on its place in the batch). Inequalities and bounds are one list of *sides*
+Everything is computed in float64, whatever the dtype of the problem; float32 answers are rounded at the end, and judged
+after rounding. Inside, every problem has one form: all tensors present, dense, batched, padded with fixed variables
+and absent rows to multiples of 8 (BLAS rounds differently when a matrix does not start on a cache line, and then the
+bits of a member would depend on its place in the batch). Inequalities and bounds are one list of *sides*
 
     C z + s = d,   C = (G; −I; I),   d = (h; −lb; ub),   s, lam ≥ 0,
 
 of which those with infinite d are off: lam = 0, s = 1.
+
+The way of a member: `_standard` form → `_vet` (finite? convex? lb ≤ ub?) → `_equilibrate` → `_interior` (the loop of the
+paper) → `_polish` (the active set alone) → judged by `kkt.residuals` in the user's units. What is then not solved goes
+to `_certify`: the closest point to feasibility, or the steepest ray, proves that there is no solution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +34,13 @@ from optlayer.solution import Status
 
 name = "reference"
 
-_REGULARISATION = 1e-9  # of both diagonal blocks of the KKT matrix, in equilibrated units; refinement removes it
+# In equilibrated units:
+REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement removes it
+CENTRALITY = 0.1  # no product s lam falls below this part of their mean
+ACCURACY = 1e-11  # at which the interior point ends: two digits beyond what a solution needs
+PATIENCE = 15  # iterations without progress before a member is given up
+SINGULAR = 1e-10  # eigenvalues of the KKT matrix that count as zero in derivatives
+CURVATURE = {torch.float64: 1e-9, torch.float32: 1e-5}  # −λ/‖Q‖ that rounding may cause in a semidefinite Q
 
 
 def unavailable() -> str | None:
@@ -41,39 +53,72 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-# --- the one form ----------------------------------------------------------------------------------------------------
+# --- one form for every problem ---------------------------------------------------------------------------------------
 
 
-def _round_up(size: int) -> int:
-    return size + -size % 8
+class _Standard(NamedTuple):
+    """All tensors in float64, dense and symmetric, batched, padded to multiples of 8."""
+
+    Q: Tensor
+    q: Tensor
+    G: Tensor
+    h: Tensor
+    A: Tensor
+    b: Tensor
+    lb: Tensor
+    ub: Tensor
+
+    def select(self, members: Tensor) -> _Standard:
+        return _Standard(*(x[members] for x in self))
+
+    def problem(self) -> Problem:
+        """As a Problem, for the functions of kkt.py."""
+        (batch, p, n), m = self.G.shape, self.A.shape[-2]
+        return Problem(*self, n, m, p, batch, self.q.dtype, self.q.device)
+
+    @property
+    def fixed(self) -> Tensor:
+        """Variables with lb = ub: constants, not unknowns."""
+        return self.lb == self.ub
 
 
-def _standard(problem: Problem) -> Problem:
-    """The problem in float64, symmetric and dense, every tensor present, batched and padded to multiples of 8."""
+def _standard(problem: Problem) -> _Standard:
     n, m, p = problem.n, problem.m, problem.p
     batch = 1 if problem.batch is None else problem.batch
-    Q, q, G, h, A, b, lb, ub = (None if x is None else x.detach().double() for x in problem.tensors())
+    dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
+    Q, q, G, h, A, b, lb, ub = (None if x is None else x.detach().double() for x in dense)
     assert Q is not None and q is not None
     Q = torch.diag_embed(Q) if isinstance(problem.Q, Diagonal) else 0.5 * (Q + Q.mT)
-    more_n, more_m, more_p = (_round_up(size) - size for size in (n, m, p))
+    more_n, more_m, more_p = -n % 8, -m % 8, -p % 8
+    inf = torch.inf
 
     def full(x: Tensor | None, shape: tuple[int, ...], padding: tuple[int, ...], absent: float, value: float) -> Tensor:
         x = q.new_full(shape, absent) if x is None else x
-        return pad(x, padding, value=value).expand(batch, *(-1 for _ in shape)).contiguous()
+        x = pad(x, padding, value=value)
+        return x.expand(batch, *x.shape[-len(shape) :]).contiguous()
 
-    inf = torch.inf
-    tensors: tuple[Tensor, ...] = (
+    return _Standard(
         full(Q, (n, n), (0, more_n, 0, more_n), 0.0, 0.0), full(q, (n,), (0, more_n), 0.0, 0.0),
         full(G, (p, n), (0, more_n, 0, more_p), 0.0, 0.0), full(h, (p,), (0, more_p), inf, inf),
         full(A, (m, n), (0, more_n, 0, more_m), 0.0, 0.0), full(b, (m,), (0, more_m), 0.0, 0.0),
         full(lb, (n,), (0, more_n), -inf, 0.0), full(ub, (n,), (0, more_n), inf, 0.0),
-    )
-    return Problem(*tensors, n + more_n, m + more_m, p + more_p, batch, torch.float64, problem.device)
+    )  # fmt: skip
+
+
+class _Answer(NamedTuple):
+    """A point in the user's units, of a standard problem."""
+
+    z: Tensor
+    s: Tensor  # of the rows of G
+    lam: Tensor
+    nu: Tensor
+    lam_lb: Tensor
+    lam_ub: Tensor
 
 
 @dataclass(slots=True)
 class _Scaled:
-    """A standard problem equilibrated: z = origin + D ẑ, and its sides. D = 0 on fixed variables."""
+    """A standard problem equilibrated: z = origin + D ẑ, rows and objective scaled. D = 0 on fixed variables."""
 
     Q: Tensor
     q: Tensor
@@ -82,6 +127,7 @@ class _Scaled:
     b: Tensor
     d: Tensor  # right-hand sides of the sides, 0 where off
     on: Tensor  # 1.0 or 0.0 for each side
+    soft: Tensor  # (B, 1): rows may be violated by soft times their multiplier; 0 but for `_certify`
     D: Tensor
     origin: Tensor
     rows: Tensor  # scales of A's rows: Â = rows A D
@@ -92,178 +138,199 @@ class _Scaled:
         return _Scaled(*(getattr(self, field.name)[members] for field in fields(self)))
 
     def C(self, z: Tensor) -> Tensor:
-        """C z, for sides that are on."""
+        """C z, 0 where off."""
         return self.on * torch.cat([kkt.mul(self.G, z), -z, z], -1)
 
     def Ct(self, y: Tensor) -> Tensor:
-        """Cᵀ y."""
+        """Cᵀ y, without what is off."""
         p, n = self.G.shape[-2:]
         rows, lower, upper = (self.on * y).split([p, n, n], -1)
         return kkt.mul_t(self.G, rows) - lower + upper
 
+    @property
+    def give(self) -> Tensor:
+        """How far each side gives per unit of its multiplier: soft for rows of G, 0 for bounds."""
+        p, n = self.G.shape[-2:]
+        return torch.cat([self.soft.expand(-1, p), self.soft.new_zeros(len(self.soft), 2 * n)], -1)
 
-def _equilibrate(problem: Problem, rounds: int = 10) -> _Scaled:
+    def answer(self, problem: _Standard, point: _Iterate) -> _Answer:
+        """The point in the user's units, inside its bounds."""
+        p, n = self.G.shape[-2:]
+        z = (self.origin + self.D * point.z).clamp(problem.lb, problem.ub)
+        nu = self.rows * point.nu / self.cost
+        rows, lower, upper = (self.sides * point.lam * self.on / self.cost).split([p, n, n], -1)
+        force = kkt.mul(problem.Q, z) + problem.q + kkt.mul_t(problem.G, rows) + kkt.mul_t(problem.A, nu)
+        lower = torch.where(problem.fixed, force.clamp(min=0), lower)
+        upper = torch.where(problem.fixed, (-force).clamp(min=0), upper)
+        slack = (problem.h - kkt.mul(problem.G, z)).clamp(min=0)
+        exact = (rows > 0) & (point.s[:, :p] == 0)
+        return _Answer(z, torch.where(exact, 0.0, slack), rows, nu, lower, upper)
+
+
+def _equilibrate(problem: _Standard, rounds: int = 10) -> _Scaled:
     """Ruiz: scale variables and rows until every row of the KKT matrix has largest entry 1; then the objective."""
-    Q, q, G, h, A, b, lb, ub = problem.tensors()
-    assert Q is not None and q is not None and G is not None and h is not None
-    assert A is not None and b is not None and lb is not None and ub is not None
-    fixed = lb == ub
+    Q, q, G, h, A, b, lb, ub = problem
+    fixed = problem.fixed
     origin = torch.where(fixed, lb, 0.0)
-    q, b = q + kkt.mul(Q, origin), b - kkt.mul(A, origin)
-    h = h - kkt.mul(G, origin)
+    q, b, h = q + kkt.mul(Q, origin), b - kkt.mul(A, origin), h - kkt.mul(G, origin)
     D = torch.where(fixed, 0.0, 1.0).to(q)
     E, F = torch.ones_like(b), torch.ones_like(h)
 
     def root(x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 1.0).rsqrt()
 
+    def scaled(left: Tensor, M: Tensor, right: Tensor) -> Tensor:
+        return left.unsqueeze(-1) * M * right.unsqueeze(-2)
+
     for _ in range(rounds):
-        Qs, As, Gs = (abs(D.unsqueeze(-1) * Q * D.unsqueeze(-2)), abs(E.unsqueeze(-1) * A * D.unsqueeze(-2)),
-                      abs(F.unsqueeze(-1) * G * D.unsqueeze(-2)))
-        if not As.shape[-2]:
-            As = As.new_zeros(*As.shape[:-2], 1, As.shape[-1])
-        if not Gs.shape[-2]:
-            Gs = Gs.new_zeros(*Gs.shape[:-2], 1, Gs.shape[-1])
-        column = torch.maximum(Qs.amax(-2), torch.maximum(As.amax(-2), Gs.amax(-2)))
+        parts = [abs(scaled(D, Q, D)), abs(scaled(E, A, D)), abs(scaled(F, G, D))]
+        column = torch.stack([x.amax(-2) for x in parts if x.shape[-2]]).amax(0)
         D = D * root(column)
-        E = E * root(As.amax(-1)) if E.shape[-1] else E
-        F = F * root(Gs.amax(-1)) if F.shape[-1] else F
-    Q = D.unsqueeze(-1) * Q * D.unsqueeze(-2)
-    A, G = E.unsqueeze(-1) * A * D.unsqueeze(-2), F.unsqueeze(-1) * G * D.unsqueeze(-2)
-    q, b = D * q, E * b
+        E = E * root(parts[1].amax(-1))
+        F = F * root(parts[2].amax(-1))
+    Q, A, G, q, b = scaled(D, Q, D), scaled(E, A, D), scaled(F, G, D), D * q, E * b
     size = torch.maximum(Q.abs().amax(-1).mean(-1, keepdim=True), q.abs().amax(-1, keepdim=True))
     cost = torch.where(size > 0, size, 1.0).reciprocal()
     Q, q = cost.unsqueeze(-1) * Q + torch.diag_embed(fixed.to(q)), cost * q
-    safe = torch.where(fixed, 1.0, D)
-    sides = torch.cat([F, 1 / safe, 1 / safe], -1)
+    across = 1 / torch.where(fixed, 1.0, D)
+    sides = torch.cat([F, across, across], -1)
     d = torch.cat([h, -lb, ub], -1)
     on = d.isfinite() & ~torch.cat([torch.zeros_like(h, dtype=torch.bool), fixed, fixed], -1)
-    return _Scaled(Q, q, G, A, b, torch.where(on, sides * d, 0.0), on.to(q), D, origin, E, sides, cost)
+    d = torch.where(on, sides * d, 0.0)
+    return _Scaled(Q, q, G, A, b, d, on.to(q), torch.zeros_like(cost), D, origin, E, sides, cost)
 
 
 # --- the symmetric system ---------------------------------------------------------------------------------------------
 
 
 class _System:
-    """The KKT matrix at (lam, s), factored once and solved for any right-hand side with refinement.
+    """The KKT matrix at (lam, s), factored once, solved for any right-hand side with refinement.
 
         Q v_z + Cᵀv_y + Aᵀv_nu = r_z
         A v_z = r_nu
         a∘(C v_z) − t∘v_y = r_y,     a = lam/(lam + s),  t = s/(lam + s)
 
-    Bounds are eliminated into the diagonal; rows of G are scaled by √a, so that every entry is of moderate size. The
-    factored matrix has ρ on its primal and −ρ on its dual diagonal, hence is quasi-definite and always factorable.
+    Bounds are eliminated into the diagonal; rows of G are scaled by √a, so that no entry is large. The factored matrix
+    has ρ added to its primal and −ρ to its dual diagonal: it is quasi-definite, hence always factorable.
     """
 
-    def __init__(self, problem: _Scaled, lam: Tensor, s: Tensor) -> None:
+    def __init__(self, problem: _Scaled, lam: Tensor, s: Tensor, factor: tuple[Tensor, ...] = ()) -> None:
         self.problem = problem
-        p, n = problem.G.shape[-2:]
-        m = problem.A.shape[-2]
+        (p, n), m = problem.G.shape[-2:], problem.A.shape[-2]
         total = lam + s
         live = (problem.on > 0) & (total > 0)
         self.a = torch.where(live, lam / total, 0.0)
-        self.t = torch.where(live, s / total, 1.0)
-        root = self.a[:, :p].sqrt()
-        self.inverse_root = torch.where(root > 0, 1 / root, 0.0)
-        self.pivot = self.t + self.a * _REGULARISATION
+        self.t = torch.where(live, s / total, 1.0) + self.a * problem.give
+        self.pivot = self.t + self.a * REGULARISATION
+        self.root = self.a[:, :p].sqrt()
+        if factor:
+            self.factor, self.pivots = factor
+            return
         weight = self.a / self.pivot
         K = lam.new_zeros(len(lam), n + m + p, n + m + p)
-        diagonal = torch.cat(
-            [
-                problem.Q.diagonal(dim1=-2, dim2=-1) + weight[:, p : p + n] + weight[:, p + n :] + _REGULARISATION,
-                lam.new_full((len(lam), m), -_REGULARISATION),
-                -self.pivot[:, :p],
-            ],
-            -1,
-        )
-        K[:, :n, :n] = problem.Q
-        K[:, n : n + m, :n] = problem.A
-        K[:, n + m :, :n] = root.unsqueeze(-1) * problem.G
-        K.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
-        self.root = root
+        K[:, :n, :n], K[:, n : n + m, :n], K[:, n + m :, :n] = problem.Q, problem.A, self.root.unsqueeze(-1) * problem.G
+        diagonal = K.diagonal(dim1=-2, dim2=-1)
+        diagonal[:, :n] += weight[:, p : p + n] + weight[:, p + n :] + REGULARISATION
+        diagonal[:, n : n + m] = -problem.soft - REGULARISATION
+        diagonal[:, n + m :] = -self.pivot[:, :p]
         self.factor, self.pivots, _ = torch.linalg.ldl_factor_ex(K)
 
-    def _approximate(self, r_z: Tensor, r_nu: Tensor, r_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The solution of the regularised system."""
+    def regularised(self, r_z: Tensor, r_nu: Tensor, r_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The solution with the factored matrix as it is."""
         problem, (p, n), m = self.problem, self.problem.G.shape[-2:], r_nu.shape[-1]
         _, lower, upper = (r_y / self.pivot).split([p, n, n], -1)
-        right = torch.cat([r_z - lower + upper, r_nu, self.inverse_root * r_y[:, :p]], -1).unsqueeze(-1)
-        v_z, v_nu, u = torch.linalg.ldl_solve(self.factor, self.pivots, right).squeeze(-1).split([n, m, p], -1)
-        bounds = torch.cat([-v_z, v_z], -1) * problem.on[:, p:]
-        v_bounds = (self.a[:, p:] * bounds - r_y[:, p:]) / self.pivot[:, p:]
-        return v_z, v_nu, problem.on * torch.cat([self.root * u, v_bounds], -1)
+        r_rows = torch.where(self.root > 0, r_y[:, :p] / self.root, 0.0)
+        right = torch.cat([r_z - lower + upper, r_nu, r_rows], -1).unsqueeze(-1)
+        v_z, v_nu, v_rows = torch.linalg.ldl_solve(self.factor, self.pivots, right).squeeze(-1).split([n, m, p], -1)
+        v_bounds = (self.a[:, p:] * torch.cat([-v_z, v_z], -1) - r_y[:, p:]) / self.pivot[:, p:]
+        return v_z, v_nu, problem.on * torch.cat([self.root * v_rows, v_bounds], -1)
 
-    def solve(self, r_z: Tensor, r_nu: Tensor, r_y: Tensor, rounds: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-        """(v_z, v_nu, v_y), refined while the residual of a member falls."""
+    def solve(self, r_z: Tensor, r_nu: Tensor, r_y: Tensor, rounds: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+        """(v_z, v_nu, v_y), refined as long as the residual of a member halves."""
         problem = self.problem
-        best = tuple(torch.zeros_like(r) for r in (r_z, r_nu, r_y))
         residual = (r_z, r_nu, r_y)
+        best: tuple[Tensor, ...] = tuple(torch.zeros_like(r) for r in residual)
         size = torch.full_like(r_z[:, 0], torch.inf)
-        trial = best
         going = size > 0
-        for _ in range(rounds + 1):
-            step = self._approximate(*residual)
-            trial = tuple(x + dx for x, dx in zip(best, step, strict=True))
-            v_z, v_nu, v_y = trial
+        for _ in range(rounds):
+            step = self.regularised(*residual)
+            v_z, v_nu, v_y = trial = tuple(x + dx for x, dx in zip(best, step, strict=True))
             left = (
                 r_z - kkt.mul(problem.Q, v_z) - kkt.mul_t(problem.A, v_nu) - problem.Ct(v_y),
-                r_nu - kkt.mul(problem.A, v_z),
+                r_nu - kkt.mul(problem.A, v_z) + problem.soft * v_nu,
                 r_y - self.a * problem.C(v_z) + self.t * v_y,
             )
-            now = torch.stack([kkt.largest(r) for r in left]).amax(0)
+            now = _most(*left)
             better = going & (now < size)
-            best = _pick(better, trial, best)
-            residual = _pick(better, left, residual)
-            size, going = torch.where(better, now, size), better & (now < 0.5 * size)
-        return best
+            best, residual = _pick(better, trial, best), _pick(better, left, residual)
+            going = better & (now < 0.5 * size)
+            size = torch.where(better, now, size)
+        v_z, v_nu, v_y = best
+        return v_z, v_nu, v_y
 
 
 def _pick(which: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of each member the new or the old."""
     return tuple(torch.where(which.unsqueeze(-1), x, y) for x, y in zip(new, old, strict=True))
+
+
+def _most(*parts: Tensor) -> Tensor:
+    """Max-norm over all parts of each member."""
+    return torch.stack([kkt.largest(part) for part in parts]).amax(0)
 
 
 # --- the interior point -----------------------------------------------------------------------------------------------
 
 
-def _interior(
-    problem: _Scaled, tolerance: float, iterations: int, target: Tensor | None = None
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Mehrotra's predictor-corrector; members leave the working batch when they are done.
+class _Iterate(NamedTuple):
+    """A point in equilibrated units; s and lam of all sides."""
+
+    z: Tensor
+    nu: Tensor
+    s: Tensor
+    lam: Tensor
+
+
+def _interior(problem: _Scaled, iterations: int, aim: Tensor | None = None) -> tuple[_Iterate, Tensor]:
+    """Mehrotra's predictor-corrector towards lam∘s = aim; members leave the working batch when they are done.
 
     Returns:
-        the best point (z, nu, s, lam) of each member, its merit, and the iterations taken.
+        The best point of each member, and the iterations that it took.
     """
-    batch = len(problem.q)
     on = problem.on
+    batch = len(on)
     count = on.sum(-1, keepdim=True).clamp(min=1)
-    half = 0.5 * on  # the starting system has lam = s
-    system = _System(problem, half, half)
-    z, nu, y = system.solve(-problem.q, problem.b, 0.5 * on * problem.d)
-    s, lam = _start(-y, on, count), _start(y, on, count)
-    best = (z, nu, s, lam)
-    merit, taken = z.new_full((batch,), torch.inf), torch.zeros(batch, dtype=torch.int32, device=z.device)
-    last = taken.clone()
+    aim = on.new_zeros(batch, 1) if aim is None else aim
+    # start: the problem with lam = s in place of lam∘s = 0, shifted to positive values
+    z, nu, y = _System(problem, on, on).solve(-problem.q, problem.b, 0.5 * on * problem.d)
+    s, lam = _positive(-y, on), _positive(y, on)
+    best = _Iterate(*(x.clone() for x in (z, nu, s, lam)))
+    merit = z.new_full((batch,), torch.inf)
+    taken = torch.zeros(batch, dtype=torch.int32, device=z.device)
+    progress = torch.zeros_like(taken)  # iteration of the best point
     members = torch.arange(batch, device=z.device)
-    aim = z.new_zeros(batch, 1) if target is None else target
     for iteration in range(iterations + 1):
-        # residuals of the optimality conditions
-        Qz, Cty, Aty = kkt.mul(problem.Q, z), problem.Ct(lam), kkt.mul_t(problem.A, nu)
-        Cz, Az = problem.C(z), kkt.mul(problem.A, z)
-        r_z, r_nu, r_y = Qz + problem.q + Cty + Aty, Az - problem.b, on * (Cz + s - problem.d)
-        mu = (lam * s * on).sum(-1, keepdim=True) / count
-        size_dual = 1 + _most(Qz, problem.q, Cty, Aty)
-        size_primal = 1 + _most(Az, problem.b, Cz, on * s, problem.d)
-        objective = (z * Qz).sum(-1).abs() + (z * problem.q).sum(-1).abs()
-        gap = ((lam * s * on - aim * on).abs()).sum(-1) / (1 + objective)
-        now = torch.stack([kkt.largest(r_z) / size_dual, _most(r_nu, r_y) / size_primal, gap]).amax(0)
+        # residuals of the optimality conditions (4)
+        Qz, Cty, Aty, Cz, Az = (
+            kkt.mul(problem.Q, z), problem.Ct(lam), kkt.mul_t(problem.A, nu), problem.C(z), kkt.mul(problem.A, z),
+        )  # fmt: skip
+        r_z = Qz + problem.q + Cty + Aty
+        r_nu = Az - problem.b - problem.soft * nu
+        r_y = on * (Cz + s - problem.d - problem.give * lam)
+        mu = (on * s * lam).sum(-1, keepdim=True) / count
+        # how far from the solution: each relative to one plus its largest term
+        dual = kkt.largest(r_z) / (1 + _most(Qz, problem.q, Cty, Aty))
+        primal = _most(r_nu, r_y) / (1 + _most(Az, problem.b, Cz, on * s, problem.d))
+        sizes = [(x * y).sum(-1).abs() for x, y in ((z, Qz), (z, problem.q), (problem.b, nu), (problem.d, lam))]
+        gap = (on * (s * lam - aim)).abs().sum(-1) / (1 + torch.stack(sizes).amax(0))
+        now = torch.stack([dual, primal, gap]).amax(0)
         now = torch.where(now >= 0, now, torch.inf)
         better = now < merit[members]
-        keep = members[better]
+        merit[members[better]], progress[members[better]] = now[better], iteration
         for whole, part in zip(best, (z, nu, s, lam), strict=True):
-            whole[keep] = part[better]
-        merit[keep], last[keep] = now[better], iteration
-        live = (now > tolerance) & now.isfinite() & (iteration - last[members] < 15)
-        taken[members[live]] = iteration + 1
+            whole[members[better]] = part[better]
+        # who goes on
+        live = (now > ACCURACY) & now.isfinite() & (iteration - progress[members] < PATIENCE)
         if iteration == iterations or not bool(live.any()):
             break
         if not bool(live.all()):
@@ -271,46 +338,191 @@ def _interior(
             z, nu, s, lam, r_z, r_nu, r_y, mu, aim, on, count = (
                 x[live] for x in (z, nu, s, lam, r_z, r_nu, r_y, mu, aim, on, count)
             )
+        taken[members] = iteration + 1
         system = _System(problem, lam, s)
-        total = lam + s
-
-        def direction(e: Tensor) -> tuple[Tensor, ...]:
-            """Newton's step for lam∘s → lam∘s − e."""
-            dz, dnu, dlam = system.solve(-r_z, -r_nu, on * (e / total - system.a * r_y))  # noqa: B023
-            ds = -on * (r_y + problem.C(dz))  # noqa: B023
-            return dz, dnu, ds, dlam
-
-        # predictor (affine): aim at lam∘s = 0
-        dz, dnu, ds, dlam = direction(lam * s * on)
-        alpha = torch.minimum(_longest(s, ds, on), _longest(lam, dlam, on))
-        mu_after = ((s + alpha * ds) * (lam + alpha * dlam) * on).sum(-1, keepdim=True) / count
-        sigma = (mu_after / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
-        # corrector: aim at lam∘s = sigma mu, second order included
-        dz, dnu, ds, dlam = direction(on * (lam * s + ds * dlam - torch.maximum(sigma * mu, aim)))
-        alpha = 0.995 * torch.minimum(_longest(s, ds, on), _longest(lam, dlam, on))
-        alpha = torch.where(alpha > 0.99, torch.minimum(alpha / 0.995, alpha.new_ones(())) * 0.999, alpha)
-        alpha = torch.where(on.sum(-1, keepdim=True) > 0, alpha, 1.0)
+        residual = (r_z, r_nu, r_y)
+        # predictor (9): aim at lam∘s = 0
+        dz, dnu, ds, dlam = _direction(problem, system, residual, s, lam, on * s * lam)
+        alpha = torch.minimum(_longest(s, ds), _longest(lam, dlam)).clamp(max=1)
+        after = (on * (s + alpha * ds) * (lam + alpha * dlam)).sum(-1, keepdim=True) / count
+        sigma = (after / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
+        # corrector (10): aim at lam∘s = sigma mu, second order included
+        e = on * (s * lam + ds * dlam - torch.maximum(sigma * mu, aim))
+        dz, dnu, ds, dlam = _direction(problem, system, residual, s, lam, e)
+        alpha = (0.995 * torch.minimum(_longest(s, ds), _longest(lam, dlam))).clamp(max=1)
         z, nu, s, lam = z + alpha * dz, nu + alpha * dnu, s + alpha * ds, lam + alpha * dlam
-    return best, merit, taken
+        # A tiny s beside a large lam would block every further step that repairs rounding in C z + s = d: lift it.
+        floor = CENTRALITY * (on * s * lam).sum(-1, keepdim=True) / count
+        low = (on > 0) & (s * lam < floor)
+        s, lam = torch.where(low & (s < lam), floor / lam, s), torch.where(low & (s >= lam), floor / s, lam)
+    return best, taken
 
 
-def _start(v: Tensor, on: Tensor, count: Tensor) -> Tensor:
-    """Mehrotra's shift of v to a comfortable positive vector; 1 where off."""
-    low = torch.where(on > 0, v, torch.inf).amin(-1, keepdim=True) if v.shape[-1] else v.new_zeros(len(v), 1)
+def _direction(
+    problem: _Scaled, system: _System, residual: tuple[Tensor, Tensor, Tensor], s: Tensor, lam: Tensor, e: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Newton's step (dz, dnu, ds, dlam) that removes the residuals, and e from lam∘s."""
+    r_z, r_nu, r_y = residual
+    dz, dnu, dlam = system.solve(-r_z, -r_nu, problem.on * (e / (lam + s) - system.a * r_y))
+    ds = -problem.on * (r_y + problem.C(dz) - problem.give * dlam)
+    return dz, dnu, ds, dlam
+
+
+def _positive(v: Tensor, on: Tensor) -> Tensor:
+    """v shifted as a whole until it is comfortably positive; 1 where off."""
+    low = torch.where(on > 0, v, torch.inf).amin(-1, keepdim=True)
     v = v + (-1.5 * low).clamp(min=0)
-    return torch.where(on > 0, torch.maximum(v, v.new_full((), 1e-2)) + 1, 1.0)
+    return torch.where(on > 0, v + 1, 1.0)
 
 
-def _longest(v: Tensor, dv: Tensor, on: Tensor) -> Tensor:
-    """The largest step ≤ 1 that keeps v + step dv ≥ 0, (B, 1)."""
-    if not v.shape[-1]:
-        return v.new_ones(len(v), 1)
-    ratio = torch.where((dv < 0) & (on > 0), -v / dv, 1.0)
-    return ratio.amin(-1, keepdim=True).clamp(0, 1)
+def _longest(v: Tensor, dv: Tensor) -> Tensor:
+    """The largest step that keeps v + step dv ≥ 0, at most 2; (B, 1)."""
+    return torch.where(dv < 0, -v / dv, 2.0).amin(-1, keepdim=True).clamp(0, 2)
 
 
-def _most(*parts: Tensor) -> Tensor:
-    return torch.stack([kkt.largest(part) for part in parts]).amax(0)
+# --- the polish -------------------------------------------------------------------------------------------------------
+
+
+def _polish(problem: _Scaled, start: _Iterate, rounds: int = 4) -> _Iterate:
+    """The solution with the active sides as equalities and without the others; lam = 0 or s = 0 on every side.
+
+    Sides whose multiplier comes out negative are released, and violated ones added, for some rounds.
+    """
+    on = problem.on > 0
+    active = on & (start.lam > start.s)
+    best, merit = start, torch.full_like(start.z[:, 0], torch.inf)
+    for _ in range(rounds):
+        system = _System(problem, active.to(start.z), (on & ~active).to(start.z))
+        z, nu, lam = start.z, start.nu, torch.where(active, start.lam, 0.0)
+        for _ in range(2):
+            r_z = -(kkt.mul(problem.Q, z) + problem.q + problem.Ct(lam) + kkt.mul_t(problem.A, nu))
+            r_nu = problem.b - kkt.mul(problem.A, z) + problem.soft * nu
+            r_y = system.a * (problem.d - problem.C(z) + problem.give * lam)
+            dz, dnu, dlam = system.solve(r_z, r_nu, r_y)
+            z, nu, lam = z + dz, nu + dnu, lam + dlam
+        slack = problem.d - problem.C(z) + problem.give * lam
+        now = _most((-lam).clamp(min=0) / (1 + kkt.largest(lam)).unsqueeze(-1),
+                    torch.where(on, -slack, 0.0).clamp(min=0) / (1 + kkt.largest(problem.C(z))).unsqueeze(-1))
+        found = (z, nu, torch.where(active, 0.0, torch.where(on, slack.clamp(min=0), 1.0)), lam.clamp(min=0))
+        best = _Iterate(*_pick(now < merit, found, best))
+        merit = torch.minimum(merit, now)
+        if not bool((merit > 1e-14).any()):
+            break
+        # each member changes its own active set, and only while it has something to repair
+        wrong = (merit > 1e-14).unsqueeze(-1)
+        active = torch.where(wrong, on & ((active & (lam >= 0)) | (~active & (slack < 0))), active)
+    return best
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
+    """Statuses that the data alone decide (SOLVED: none of them), int32, and the members to be solved, bool."""
+    Q, q, G, h, A, b, lb, ub = standard
+    matrices = torch.stack([x.isfinite().flatten(1).all(-1) for x in (Q, q, G, A, b)]).all(0)
+    sides = torch.stack([(h > -torch.inf).all(-1), (lb < torch.inf).all(-1), (ub > -torch.inf).all(-1)]).all(0)
+    valid = matrices & sides
+    status = torch.zeros_like(valid, dtype=torch.int32)
+    shared = isinstance(problem.Q, Tensor) and problem.Q.dim() == 2
+    curved = _convex(torch.where(valid[:, None, None], Q, 0.0)[: 1 if shared and len(Q) else None], CURVATURE[problem.dtype])
+    status = torch.where((lb > ub).any(-1), int(Status.PRIMAL_INFEASIBLE), status)
+    status = torch.where(curved.expand_as(valid), status, int(Status.NOT_CONVEX))
+    status = torch.where(valid, status, int(Status.INVALID_INPUT)).to(torch.int32)
+    return status, status == 0
+
+
+def _convex(Q: Tensor, threshold: float) -> Tensor:
+    """Whether Q, its rows scaled to similar size, has no eigenvalue below −threshold ‖Q‖."""
+    size = Q.abs().amax(-1)
+    # rows far smaller than the others may be rounding of zero
+    D = size.maximum(1e-5 * size.amax(-1, keepdim=True)).clamp(min=1e-300).rsqrt()
+    Q = D.unsqueeze(-1) * Q * D.unsqueeze(-2)
+    shift = threshold * Q.abs().sum(-1).amax(-1).clamp(min=1e-300)
+    _, failed = torch.linalg.cholesky_ex(Q + torch.diag_embed(shift.unsqueeze(-1).expand(-1, Q.shape[-1])))
+    return failed == 0
+
+
+def _judge(problem: _Standard, answer: _Answer) -> kkt.Residuals:
+    return kkt.residuals(problem.problem(), answer.z, answer.lam, answer.nu, answer.lam_lb, answer.lam_ub)
+
+
+def _optimum(
+    problem: _Standard, iterations: int, tolerance: float, polish: bool, soft: bool = False
+) -> tuple[_Answer, _Iterate, _Scaled, Tensor]:
+    """Interior point and polish; the answer in the user's units, the same in equilibrated units, iterations."""
+    scaled = _equilibrate(problem)
+    if soft:
+        scaled.soft = torch.ones_like(scaled.soft)
+    point, taken = _interior(scaled, iterations)
+    answer = scaled.answer(problem, point)
+    if polish:
+        exact = _polish(scaled, point)
+        exact_answer = scaled.answer(problem, exact)
+        if soft:  # no residual of the problem itself judges here: trust the polish where the point hardly moves
+            good = _most(exact.z - point.z, exact.nu - point.nu, exact.lam - point.lam) <= 1e-5 * (
+                1 + _most(point.z, point.nu, point.lam)
+            )
+        else:
+            before, now = _judge(problem, answer).relative, _judge(problem, exact_answer).relative
+            good = now <= before.clamp(min=1e-2 * tolerance)
+        answer = _Answer(*_pick(good, exact_answer, answer))
+        point = _Iterate(*_pick(good, exact, point))
+    return answer, point, scaled, taken
+
+
+def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
+    """Proofs for members that could not be solved: certificates, and statuses (0 where nothing was proved).
+
+    Infeasible: min ½‖A z − b‖² + ½‖(G z − h)₊‖² within the bounds. Its violations are the multipliers of a Farkas
+    certificate, since its stationarity is Aᵀnu + Gᵀlam − lam_lb + lam_ub = 0 with nu = A z − b, lam = (G z − h)₊.
+
+    Unbounded: the projection of −q on the rays of the feasible set in the kernel of Q; feasibility was shown before.
+    """
+    flat = problem._replace(Q=torch.zeros_like(problem.Q), q=torch.zeros_like(problem.q))
+    nearest, _, _, _ = _optimum(flat, 80, tolerance, True, soft=True)
+    force = kkt.mul_t(problem.G, nearest.lam) + kkt.mul_t(problem.A, nearest.nu)
+    nearest = nearest._replace(
+        lam_lb=torch.where(problem.lb.isfinite(), force.clamp(min=0), 0.0),
+        lam_ub=torch.where(problem.ub.isfinite(), (-force).clamp(min=0), 0.0),
+    )
+    multipliers = (nearest.lam, nearest.nu, nearest.lam_lb, nearest.lam_ub)
+    whole = problem.problem()
+    value = kkt.farkas_value(whole, *multipliers)
+    unit = torch.where(value < 0, -1 / value, 0.0).unsqueeze(-1)
+    proof = nearest._replace(
+        lam=unit * nearest.lam, nu=unit * nearest.nu, lam_lb=unit * nearest.lam_lb, lam_ub=unit * nearest.lam_ub
+    )
+    violation = _most((kkt.mul(problem.G, nearest.z) - problem.h).clamp(min=0), kkt.mul(problem.A, nearest.z) - problem.b)
+    terms = _most(kkt.mul(problem.G, nearest.z), kkt.finite(problem.h), kkt.mul(problem.A, nearest.z), problem.b)
+    feasible = violation <= tolerance * (1 + terms)
+    infeasible = ~feasible & (kkt.farkas_residual(whole, proof.lam, proof.nu, proof.lam_lb, proof.lam_ub) <= 1e-9)
+
+    scaled = _equilibrate(problem)
+    p, n = problem.G.shape[-2:]
+    fixed, rows = problem.fixed, scaled.on[:, :p]
+    cone = _Standard(
+        torch.where(fixed.unsqueeze(-1), 0.0, scaled.Q), scaled.q,
+        rows.unsqueeze(-1) * scaled.G, torch.where(rows > 0, 0.0, torch.inf), scaled.A, torch.zeros_like(scaled.b),
+        torch.where(problem.lb.isinf(), -torch.inf, 0.0), torch.where(problem.ub.isinf(), torch.inf, 0.0),
+    )  # fmt: skip
+    kernel = cone._replace(
+        Q=torch.eye(n, dtype=cone.q.dtype, device=cone.q.device).expand_as(cone.Q).contiguous(),
+        A=torch.cat([cone.A, cone.Q], -2),
+        b=torch.cat([cone.b, torch.zeros_like(cone.q)], -1),
+    )
+    direction = _optimum(kernel, 80, tolerance, True)[0].z
+    z = scaled.D * direction
+    slope = (problem.q * z).sum(-1)
+    z = z * torch.where(slope < 0, -1 / slope, 0.0).unsqueeze(-1)
+    steep = kkt.largest(direction) > 1e3 * tolerance
+    proved = torch.maximum(kkt.ray_residual(cone.problem(), direction), kkt.ray_residual(whole, z)) <= 1e-9
+    unbounded = feasible & steep & proved
+
+    status = torch.where(infeasible, int(Status.PRIMAL_INFEASIBLE), 0)
+    status = torch.where(unbounded, int(Status.DUAL_INFEASIBLE), status).to(torch.int32)
+    nothing = [torch.zeros_like(x) for x in proof[2:]]
+    return _Answer(*_pick(unbounded, (z, proof.s, *nothing), tuple(proof))), status
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------
@@ -319,53 +531,184 @@ def _most(*parts: Tensor) -> Tensor:
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member; `keep_factor`: a derivative will be asked for."""
     standard = _standard(problem)
-    scaled = _equilibrate(standard)
     tolerance = settings.tolerance or (1e-5 if problem.dtype == torch.float32 else 1e-9)
-    (z, nu, s, lam), _, iterations = _interior(scaled, min(tolerance, 1e-9) * 1e-2, settings.max_iterations)
-    z, nu, lam_all = scaled.origin + scaled.D * z, scaled.rows * nu / scaled.cost, scaled.sides * lam * scaled.on / scaled.cost
-    N, M, P = standard.n, standard.m, standard.p
-    n, m, p = problem.n, problem.m, problem.p
-    lam, lam_lb, lam_ub = lam_all.split([P, N, N], -1)
-    assert isinstance(standard.Q, Tensor) and standard.G is not None and standard.A is not None
-    assert standard.h is not None and standard.lb is not None and standard.ub is not None
-    fixed = standard.lb == standard.ub
-    force = kkt.mul(standard.Q, z) + standard.q + kkt.mul_t(standard.G, lam) + kkt.mul_t(standard.A, nu)
-    lam_lb = torch.where(fixed, force.clamp(min=0), lam_lb)
-    lam_ub = torch.where(fixed, (-force).clamp(min=0), lam_ub)
-    found = kkt.residuals(standard, z, lam, nu, lam_lb, lam_ub)
-    slack = (standard.h - kkt.mul(standard.G, z)).clamp(min=0)
-    status = torch.where(found.relative <= tolerance, int(Status.SOLVED), int(Status.MAX_ITERATIONS)).to(torch.int32)
-    columns = (n, p, p, m, n if problem.lb is not None else 0, n if problem.ub is not None else 0)
-    values = [x[:, :width].to(problem.dtype) for x, width in zip((z, slack, lam, nu, lam_lb, lam_ub), columns, strict=True)]
-    rest = [x.to(problem.dtype) for x in found[:3]]
-    return Point(*values, status, iterations, *rest, ())
+    status, sound = _vet(problem, standard)
+    answer = _nothing(standard, status)
+    iterations = torch.zeros_like(status)
+    work, members = standard.select(sound), sound.nonzero().flatten()
+    if len(members):
+        found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish)
+        found = _rounded(found, problem.dtype)
+        verdict = torch.where(_judge(work, found).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32)
+        open_ = (verdict < 0).nonzero().flatten()
+        if len(open_):
+            proof, proved = _certify(work.select(open_), tolerance)
+            gave_up = torch.where(
+                taken[open_] >= settings.max_iterations, int(Status.MAX_ITERATIONS), int(Status.NUMERICAL_ERROR)
+            )
+            verdict[open_] = torch.where(proved > 0, proved, gave_up).to(torch.int32)
+            for whole, part in zip(found, proof, strict=True):
+                whole[open_] = torch.where((proved > 0).unsqueeze(-1), part, whole[open_])
+        status[members], iterations[members] = verdict, taken
+        for whole, part in zip(answer, found, strict=True):
+            whole[members] = part
+    judged = _judge(standard, answer)
+    widths = (problem.n, problem.p, problem.p, problem.m, *_bound_columns(problem))
+    values = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))
+    point = Point(*values, status, iterations, *(x.to(problem.dtype) for x in judged[:3]), ())
+    return point._replace(factor=_factor(problem, standard, point)) if keep_factor else point
+
+
+def _bound_columns(problem: Problem) -> tuple[int, int]:
+    return (0 if problem.lb is None else problem.n, 0 if problem.ub is None else problem.n)
+
+
+def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:
+    """The answer as its receiver will have it: judged after rounding."""
+    return _Answer(*(x.to(dtype).double() for x in answer))
+
+
+def _nothing(problem: _Standard, status: Tensor) -> _Answer:
+    """Zeros; for members with lb > ub the obvious certificate."""
+    n, p, m = problem.q.shape[-1], problem.h.shape[-1], problem.b.shape[-1]
+    z, s, lam, nu, lam_lb, lam_ub = (problem.q.new_zeros(len(status), width) for width in (n, p, p, m, n, n))
+    crossing = torch.where((status == int(Status.PRIMAL_INFEASIBLE)).unsqueeze(-1), problem.lb - problem.ub, 0.0)
+    worst = crossing.argmax(-1, keepdim=True) if n else crossing
+    height = crossing.gather(-1, worst)
+    unit = torch.where(height > 0, 1 / height, 0.0)
+    return _Answer(z, s, lam, nu, lam_lb.scatter(-1, worst, unit), lam_ub.scatter(-1, worst, unit))
+
+
+def relax(problem: Problem, settings: Settings, point: Point) -> Point:
+    """The point of the central path with lam∘s = settings.smoothing on every finite side, for members that are solved."""
+    standard = _standard(problem)
+    members = (point.status == int(Status.SOLVED)).nonzero().flatten()
+    if not len(members):
+        return point._replace(factor=())
+    work = standard.select(members)
+    scaled = _equilibrate(work)
+    found, _ = _interior(scaled, 100, settings.smoothing * scaled.cost)
+    answer = scaled.answer(work, found)
+    p = standard.h.shape[-1]
+    slack = torch.where(scaled.on > 0, found.s / scaled.sides, torch.inf)[:, :p]
+    widths = (problem.n, problem.p, problem.p, problem.m, *_bound_columns(problem))
+    values = [x.clone() for x in point[:6]]
+    for whole, part, width in zip(values, answer._replace(s=slack), widths, strict=True):
+        whole[members] = part[:, :width].to(problem.dtype)
+    return Point(*values, *point[6:11], ())
+
+
+def _at(problem: Problem, standard: _Standard, point: Point) -> tuple[_Scaled, Tensor, Tensor]:
+    """The equilibrated problem with fixed variables as fixed, and lam and s of all sides at a point."""
+    scaled = _equilibrate(standard)
+    lam = _sides(standard, point.lam, point.lam_lb, point.lam_ub)
+    z = _wide(point.z, standard.q)
+    slack = pad(point.s.detach().double(), (0, standard.h.shape[-1] - problem.p), value=torch.inf)
+    s = torch.cat([slack, z - standard.lb, standard.ub - z], -1).clamp(min=0)
+    on = scaled.on > 0
+    return scaled, torch.where(on, lam / scaled.sides * scaled.cost, 0.0), torch.where(on, s * scaled.sides, 1.0)
+
+
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    return pad(x.detach().double(), (0, like.shape[-1] - x.shape[-1]))
+
+
+def _sides(standard: _Standard, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.cat([_wide(rows, standard.h), _wide(lower, standard.q), _wide(upper, standard.q)], -1)
+
+
+def _factor(problem: Problem, standard: _Standard, point: Point) -> tuple[Tensor, ...]:
+    """The factored KKT matrix at the point; of the identity, nearly, for members that are not solved."""
+    solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
+    calm = _Standard(*(torch.where(solved if x.dim() == 2 else solved.unsqueeze(-1), x, 0.0) for x in standard))
+    scaled, lam, s = _at(problem, calm, point)
+    system = _System(scaled, torch.where(solved, lam, 0.0), torch.where(solved, s, 1.0))
+    return (system.factor, system.pivots)
 
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
-    """Solve the KKT system at `point` for `rhs`; zero for members that are not solved."""
+    """Solve the KKT system at `point` for `rhs`; zero for members that are not solved.
+
+    Where the matrix is singular (dependent active rows, no curvature), the solution of least norm of the least-squares
+    problem, in the user's units. A variable with lb = ub stays where it is.
+    """
     standard = _standard(problem)
-    scaled = _equilibrate(standard)
-    assert standard.lb is not None and standard.ub is not None
-    N, M, P = standard.n, standard.m, standard.p
-
-    def side(rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        parts = [pad(x.detach().double(), (0, size - x.shape[-1])) for x, size in ((rows, P), (lower, N), (upper, N))]
-        return torch.cat(parts, -1)
-
-    z = pad(point.z.detach().double(), (0, N - problem.n))
-    lam = side(point.lam, point.lam_lb, point.lam_ub)
-    s = torch.cat([pad(point.s.detach().double(), (0, P - problem.p)), z - standard.lb, standard.ub - z], -1)
-    # in equilibrated units: v_z = D v̂_z, v_nu = rows v̂_nu / cost, v_y = sides v̂_y / cost
-    s = torch.where(scaled.on > 0, s, 1.0).clamp(min=0) * scaled.sides
-    lam = lam / scaled.sides * scaled.cost * scaled.on
-    system = _System(scaled, lam, s)
-    r_y = system.a * scaled.on * side(rhs.lam, rhs.lam_lb, rhs.lam_ub) * scaled.sides
-    r_z = pad(rhs.z.detach().double(), (0, N - problem.n)) * scaled.D * scaled.cost
-    r_nu = pad(rhs.nu.detach().double(), (0, M - problem.m)) * scaled.rows
-    v_z, v_nu, v_y = system.solve(r_z, r_nu, r_y)
-    v_y = v_y * scaled.sides / scaled.cost
-    rows, lower, upper = v_y.split([P, N, N], -1)
     solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
-    columns = [part.shape[-1] for part in rhs]
-    parts = (v_z * scaled.D, rows, v_nu * scaled.rows / scaled.cost, lower, upper)
-    return Adjoint(*(torch.where(solved, x[:, :width], 0.0).to(problem.dtype) for x, width in zip(parts, columns, strict=True)))
+    calm = _Standard(*(torch.where(solved if x.dim() == 2 else solved.unsqueeze(-1), x, 0.0) for x in standard))
+    scaled, lam, s = _at(problem, calm, point)
+    lam, s = torch.where(solved, lam, 0.0), torch.where(solved, s, 1.0)
+    system = _System(scaled, lam, s, point.factor)
+    r_z, r_nu = _wide(rhs.z, standard.q), _wide(rhs.nu, standard.b)
+    r_y = _sides(standard, rhs.lam, rhs.lam_lb, rhs.lam_ub)
+    r_z, r_nu, r_y = (torch.where(solved, x, 0.0) for x in (r_z, r_nu, r_y))
+    # a fixed variable follows its bounds: v = r there, whatever the equations say
+    p, n = standard.G.shape[-2:]
+    fixed = calm.fixed
+    _, r_lb, r_ub = r_y.split([p, n, n], -1)
+    lower = _wide(point.lam_lb, standard.q) > 0
+    upper = _wide(point.lam_ub, standard.q) > 0
+    share = torch.where(upper == lower, 0.5, upper.double())  # of the upper bound
+    moved = torch.where(fixed, share * r_ub - (1 - share) * r_lb, 0.0)
+    right_z, right_nu = r_z - kkt.mul(calm.Q, moved), r_nu - kkt.mul(calm.A, moved)
+    right_y = r_y - torch.cat([kkt.mul(calm.G, moved), torch.zeros_like(r_lb), torch.zeros_like(r_ub)], -1)
+    v_z, v_nu, v_y = system.solve(
+        scaled.cost * scaled.D * right_z, scaled.rows * right_nu, scaled.on * system.a * scaled.sides * right_y
+    )
+    v_z = scaled.D * v_z + moved
+    v_nu, v_y = scaled.rows * v_nu / scaled.cost, scaled.on * scaled.sides * v_y / scaled.cost
+    v_lam, v_lb, v_ub = v_y.split([p, n, n], -1)
+    for member in (_singular(system) & solved[:, 0]).nonzero().flatten().tolist():
+        v_z[member], v_lam[member], v_nu[member], v_lb[member], v_ub[member] = _least_norm(
+            _Standard(*(x[member] for x in calm)), lam[member] * scaled.sides[member] / scaled.cost[member],
+            s[member] / scaled.sides[member], scaled.on[member] > 0, moved[member],
+            (right_z[member], right_nu[member], right_y[member]),
+        )  # fmt: skip
+    force = r_z - kkt.mul(calm.Q, v_z) - kkt.mul_t(calm.A, v_nu) - kkt.mul_t(calm.G, v_lam)  # = v_ub − v_lb
+    v_lb = torch.where(fixed, (share - 1) * force, v_lb)
+    v_ub = torch.where(fixed, share * force, v_ub)
+    parts = (v_z, v_lam, v_nu, v_lb, v_ub)
+    return Adjoint(
+        *(torch.where(solved, x[:, : r.shape[-1]], 0.0).to(problem.dtype) for x, r in zip(parts, rhs, strict=True))
+    )
+
+
+def _singular(system: _System) -> Tensor:
+    """Whether the KKT matrix has an eigenvalue that is nearly 0: then the inverse blows up almost any vector."""
+    scaled = system.problem
+
+    def probe(x: Tensor) -> Tensor:
+        return torch.cos(2.4 * torch.arange(1.0, x.shape[-1] + 1, dtype=x.dtype, device=x.device) ** 1.3).expand_as(x)
+
+    r_z = torch.where(scaled.D > 0, probe(scaled.q), 0.0)
+    r_nu = torch.where(scaled.A.abs().amax(-1) > 0, probe(scaled.b), 0.0)
+    v = system.regularised(r_z, r_nu, scaled.on * system.a * probe(scaled.d))
+    return ~(_most(*v) < 1e-3 / SINGULAR)
+
+
+def _least_norm(
+    problem: _Standard, lam: Tensor, s: Tensor, on: Tensor, moved: Tensor, right: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(v_z, v_lam, v_nu, v_lb, v_ub) of one member by the pseudo-inverse, in the user's units."""
+    r_z, r_nu, r_y = right
+    (p, n), m = problem.G.shape, len(problem.b)
+    free = (~problem.fixed).nonzero().flatten()
+    held = (on & (lam > 0)).nonzero().flatten()
+    root = (lam / (lam + s))[held].sqrt()
+    eye = torch.eye(n, dtype=r_z.dtype, device=r_z.device)
+    C = root.unsqueeze(-1) * torch.cat([problem.G, -eye, eye])[held][:, free]
+    A = problem.A[:, free]
+    zero = C.new_zeros
+    K = torch.cat([
+        torch.cat([problem.Q[free][:, free], A.mT, C.mT], -1),
+        torch.cat([A, zero(m, m), zero(m, len(held))], -1),
+        torch.cat([C, zero(len(held), m), torch.diag(-(s / (lam + s))[held])], -1),
+    ])  # fmt: skip
+    values, vectors = torch.linalg.eigh(K)
+    keep = values.abs() > SINGULAR * values.abs().max()
+    inverse = torch.where(keep, 1 / values, 0.0)
+    v = vectors @ (inverse * (vectors.mT @ torch.cat([r_z[free], r_nu, root * r_y[held]])))
+    v_free, v_nu, v_held = v.split([len(free), m, len(held)])
+    v_z, v_y = moved.clone(), torch.zeros_like(r_y)
+    v_z[free], v_y[held] = v_free, root * v_held
+    v_lam, v_lb, v_ub = v_y.split([p, n, n])
+    return v_z, v_lam, v_nu, v_lb, v_ub
