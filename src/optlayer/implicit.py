@@ -49,7 +49,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optlayer import kkt
+from optlayer import backends, kkt
+from optlayer.backends import reference
 from optlayer.backends.base import Adjoint, Backend, Point
 from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
@@ -61,40 +62,47 @@ SIDES = ((2, 1), (4, 3), (5, 4))  # lam, lam_lb, lam_ub: their places in a Point
 
 
 def transformed() -> bool:
-    """Whether a torch transform (torch.func, forward mode) is at work, or a graph is being compiled."""
+    """Whether a transform (torch.func, forward mode, a compiler or tracer) sees what we do."""
     return (
-        torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
     )
 
 
-def solve(problem: Problem, settings: Settings, engine: Backend, check: bool) -> Tensors:
+def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> Tensors:
     """The fields of Point but the factor, differentiable where the problem's tensors require it.
 
     Args:
-        problem, settings, engine: what, how exactly, by which backend.
+        problem, settings: what, how exactly.
+        engine: the backend, or its name while a graph is compiled: it is chosen when the graph runs.
         check: raise SolveError from within, where a transform forbids that the caller looks at the status.
     """
     tensors = problem.tensors()
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if not transformed():
-        if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)):
+        if not keep:
+            assert not isinstance(engine, str)
             return tuple(engine.solve(problem, settings, False)[:-1])
         check = False
     call = Call(problem, settings, engine, check)
-    return _Solve.apply(call, *tensors)[: VALUES + VERDICT]  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():
+        return ops.solve(call, tensors, keep)[: VALUES + VERDICT]
+    return _apply(_Solve, call, *tensors)[: VALUES + VERDICT]  # type: ignore[no-any-return]
 
 
 class Call:
     """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
 
-    __slots__ = ("batch", "check", "diagonal", "engine", "ranks", "settings", "sizes", "smoothed")
+    __slots__ = ("batch", "check", "diagonal", "engine", "ranks", "settings", "sizes", "smoothed", "transformed")
 
-    def __init__(self, problem: Problem, settings: Settings, engine: Backend, check: bool) -> None:
+    def __init__(self, problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> None:
         self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
         self.diagonal = isinstance(problem.Q, Diagonal)
         self.sizes = (problem.n, problem.m, problem.p)
         self.smoothed = settings.gradient == "smoothed"
+        self.transformed = transformed()
 
     def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
         Q, q, *rest = tensors
@@ -108,30 +116,42 @@ class Call:
 
     def with_batch(self, batch: int) -> Call:
         other: Call = object.__new__(Call)
-        for name in ("settings", "engine", "check", "diagonal", "sizes", "smoothed"):
+        for name in ("settings", "engine", "check", "diagonal", "sizes", "smoothed", "transformed"):
             setattr(other, name, getattr(self, name))
         other.batch = batch
         return other
 
     def solve(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
-        problem = self.problem(tensors)
-        point = self.engine.solve(problem, self.settings, not self.smoothed)
-        if self.check and bool((point.status != int(Status.SOLVED)).any()):
-            raise SolveError(Solution(problem, *point[:-1]))
-        if not self.smoothed:
-            outputs = (*point[:-1], *point.factor)
-        else:
-            from optlayer.backends import reference
-
-            outputs = (*point[:-1], *reference.relax(problem, self.settings, point)[:VALUES])
-        return tuple(x.clone() if x._is_view() else x for x in outputs)  # autograd forbids views of hidden tensors
+        if torch._C._len_torch_dispatch_stack():
+            return ops.solve(self, tensors, True)
+        return self.compute(tensors, True)
 
     def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
-        engine = self.engine
+        """v = M r at the point."""
+        if torch._C._len_torch_dispatch_stack():
+            return ops.kkt_solve(self, tensors, point, rhs)
+        return self.compute_kkt_solve(tensors, point, rhs)
+
+    def compute(self, tensors: Sequence[Tensor | None], keep_factor: bool) -> tuple[Tensor, ...]:
+        """What solve returns, by the backend."""
+        problem = self.problem(tensors)
+        point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
+        if self.check and bool((point.status != int(Status.SOLVED)).any()):
+            raise SolveError(Solution(problem, *point[:-1]))
+        outputs = (*point[:-1], *point.factor)
         if self.smoothed:
-            from optlayer.backends import reference as engine  # type: ignore[no-redef]
-        return engine.kkt_solve(self.problem(tensors), self.settings, point, rhs)
+            outputs = (*point[:-1], *reference.relax(problem, self.settings, point)[:VALUES])
+        return tuple(x.data if x._is_view() else x for x in outputs)  # a view's base would tie them together
+
+    def compute_kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
+        """What kkt_solve returns, by the backend."""
+        problem = self.problem(tensors)
+        engine = reference if self.smoothed else self.backend(problem)
+        return engine.kkt_solve(problem, self.settings, point, rhs)
+
+    def backend(self, problem: Problem) -> Backend:
+        return backends.choose(problem, self.engine) if isinstance(self.engine, str) else self.engine
 
     @property
     def fields(self) -> int:
@@ -278,9 +298,16 @@ def _solved(status: Tensor) -> Tensor | None:
 
 def _kkt(call: Call, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
     """v = M r, differentiable."""
-    if not torch.is_grad_enabled() and not transformed():
+    if not torch.is_grad_enabled() and not call.transformed and not transformed():
         return call.kkt_solve(tensors, point, rhs)
-    return Adjoint(*_KKT.apply(call, *tensors, *point[:-1], *point.factor, *rhs))
+    return Adjoint(*_apply(_KKT, call, *tensors, *point[:-1], *point.factor, *rhs))
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """function.apply, past its Python wrapper where that has nothing to do: it takes longer than a small solve."""
+    if args[0].transformed or transformed():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 class _Solve(torch.autograd.Function):
@@ -311,7 +338,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Tensor | None) -> tuple[Any, Any]:
         folded = Fold(info.batch_size, call)
-        outputs = _Solve.apply(folded.call, *folded.tensors(tensors, in_dims[1:]))
+        outputs = _apply(_Solve, folded.call, *folded.tensors(tensors, in_dims[1:]))
         return folded.unfold(outputs, call.fields)
 
 
@@ -362,18 +389,25 @@ class _KKT(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *args: Any) -> tuple[Any, Any]:
-        """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
-        tensors, point, rhs = _split(args)
-        dims_tensors, dims_point, dims_rhs = _split(in_dims[1:])
-        if dims_point.z is None and all(d is None for d in dims_tensors):
-            rows = [[x if d is None else x.select(d, i) for x, d in zip(rhs, dims_rhs, strict=True)] for i in range(info.batch_size)]
-            answers = [_KKT.apply(call, *tensors, *point[:-1], *point.factor, *row) for row in rows]
-            return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
-        folded = Fold(info.batch_size, call)
-        values = [folded.tensor(x, d, 0 if 6 <= i else 1) for i, (x, d) in enumerate(zip(point[:-1], dims_point[:-1], strict=True))]
-        rhs = [folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)]
-        v = _KKT.apply(folded.call, *folded.tensors(tensors, dims_tensors), *values, *point.factor, *rhs)
-        return folded.unfold(v, 5)
+        return kkt_vmap(info.batch_size, in_dims[1:], call, args, _kkt)
+
+
+def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any], solve: Any) -> tuple[Any, Any]:
+    """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
+    tensors, point, rhs = _split(args)
+    dims, dims_point, dims_rhs = _split(in_dims)
+    if dims_point.z is None and all(d is None for d in dims):
+        answers = []
+        for i in range(size):
+            row = Adjoint(*(x if d is None else x.select(d, i) for x, d in zip(rhs, dims_rhs, strict=True)))
+            answers.append(solve(call, tensors, point, row))
+        return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
+    folded = Fold(size, call)
+    ranks = (1,) * VALUES + (0,) * VERDICT
+    values = [folded.tensor(x, d, rank) for x, d, rank in zip(point[:-1], dims_point[:-1], ranks, strict=True)]
+    rhs = Adjoint(*(folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)))
+    v = solve(folded.call, folded.tensors(tensors, dims), Point(*values, point.factor), rhs)
+    return folded.unfold(v, 5)
 
 
 def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
@@ -413,3 +447,6 @@ class Fold:
         """Outputs with V in front, and which have it: all but the factor, which stays that of the folded batch."""
         values = [x.reshape(*self.shape, *x.shape[1:]) for x in outputs[:fields]]
         return (*values, *outputs[fields:]), (0,) * fields + (None,) * (len(outputs) - fields)
+
+
+from optlayer import ops  # noqa: E402  (its operators are made of the above)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from optlayer import backends, implicit
@@ -55,7 +56,7 @@ def solve(
     Source: Amos & Kolter, OptNet (ICML 2017), eq. 2 and §3.
     """
     problem = check_problem(Q, q, G, h, A, b, lb, ub)
-    engine = backends.choose(problem, backend)
+    engine = backend if torch.compiler.is_compiling() else backends.choose(problem, backend)
     values = implicit.solve(problem, settings, engine, check)
     if problem.batch is None:
         values = tuple(value[0] for value in values)

@@ -1,0 +1,166 @@
+"""The leaves of implicit.py as torch operators, for whoever traces or compiles: `optlayer::solve` and
+`optlayer::kkt_solve`.
+
+An operator takes and returns tensors and plain values only, so the settings travel one by one and the backend by its
+name; it is chosen when the graph runs. Eager calls never come here: an operator in Python costs 50 µs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optlayer import implicit
+from optlayer.backends.base import Adjoint, Point
+from optlayer.implicit import VALUES, VERDICT, Call, Fold
+from optlayer.problem import Diagonal
+from optlayer.problem import check as check_problem
+from optlayer.settings import Settings
+
+_DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub"
+_POINT = (
+    "Tensor z, Tensor s, Tensor lam, Tensor nu, Tensor lam_lb, Tensor lam_ub, "
+    "Tensor status, Tensor iterations, Tensor primal_residual, Tensor dual_residual, Tensor gap, Tensor factor"
+)
+_RHS = "Tensor r_z, Tensor r_lam, Tensor r_nu, Tensor r_lb, Tensor r_ub"
+_OPTIONS = (
+    "bool diagonal, float? tolerance, int max_iterations, bool polish, str gradient, float smoothing, str backend, "
+    "bool check, bool keep_factor"
+)
+
+# Outputs of solve: Point, its factor (one tensor of bytes, empty: none), and the relaxed point (empty: not smoothed).
+torch.library.define("optlayer::solve", f"({_DATA}, {_OPTIONS}) -> ({', '.join(['Tensor'] * (2 * VALUES + VERDICT + 1))})")
+torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTIONS}) -> ({', '.join(['Tensor'] * 5)})")
+
+
+def _options(call: Call, keep_factor: bool) -> tuple[Any, ...]:
+    """The plain arguments of a call."""
+    x = call.settings
+    name = call.engine if isinstance(call.engine, str) else call.engine.name
+    return (
+        call.diagonal, x.tolerance, x.max_iterations, x.polish, x.gradient, x.smoothing, name, call.check, keep_factor,
+    )
+
+
+def _call(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
+    """The call of flat arguments; its backend stays a name."""
+    diagonal, tolerance, max_iterations, polish, gradient, smoothing, backend, check, _ = chosen
+    settings = Settings(tolerance, max_iterations, polish, gradient, smoothing)
+    Q, *rest = tensors
+    return Call(check_problem(Diagonal(Q) if diagonal else Q, *rest), settings, backend, check)
+
+
+def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint, Sequence[Any]]:
+    at = 8 + VALUES + VERDICT
+    factor = (args[at],) if args[at].numel() else ()
+    return args[:8], Point(*args[8:at], factor), Adjoint(*args[at + 1 : at + 6]), args[at + 6 :]
+
+
+def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor, ...]:
+    """Outputs of Call.solve by the operator."""
+    return _outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep_factor)))
+
+
+def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Tensor]) -> Adjoint:
+    """Call.kkt_solve by the operator."""
+    factor = point.factor[0] if point.factor else point.z.new_empty(0, dtype=torch.uint8)
+    return Adjoint(*torch.ops.optlayer.kkt_solve(*tensors, *point[:-1], factor, *rhs, *_options(call, False)))
+
+
+# --- what they compute -----------------------------------------------------------------------------------------------
+
+
+@torch.library.impl("optlayer::solve", ("CPU", "CUDA"))
+def _solve(*args: Any) -> tuple[Tensor, ...]:
+    tensors, chosen = args[:8], args[8:]
+    call = _call(tensors, chosen)
+    outputs = [x.clone() for x in call.compute(tensors, chosen[-1])]  # an operator's outputs share no memory
+    q = tensors[1]
+    nothing = q.new_empty(0, dtype=torch.uint8)
+    point, relaxed, factor = outputs[: VALUES + VERDICT], outputs[VALUES + VERDICT : call.fields], outputs[call.fields :]
+    single = factor[0] if len(factor) == 1 and factor[0].dtype == torch.uint8 else nothing
+    return (*point, single, *(relaxed or [q.new_empty(0) for _ in range(VALUES)]))
+
+
+@torch.library.impl("optlayer::kkt_solve", ("CPU", "CUDA"))
+def _kkt_solve(*args: Any) -> tuple[Tensor, ...]:
+    tensors, point, rhs, chosen = _split(args)
+    return tuple(x.clone() for x in _call(tensors, chosen).compute_kkt_solve(tensors, point, rhs))
+
+
+# --- what a tracer must know: shapes, derivatives, vmap --------------------------------------------------------------
+
+
+@torch.library.register_fake("optlayer::solve")
+def _(*args: Any) -> tuple[Tensor, ...]:
+    tensors, chosen = args[:8], args[8:]
+    call, q = _call(tensors, chosen), tensors[1]
+    batch = 1 if call.batch is None else call.batch
+    n, m, p = call.sizes
+    columns = (n, p, p, m, n if tensors[6] is not None else 0, n if tensors[7] is not None else 0)
+    values = [q.new_empty(batch, width) for width in columns]
+    verdict = [q.new_empty(batch, dtype=torch.int32) for _ in range(2)] + [q.new_empty(batch) for _ in range(3)]
+    size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] and not call.smoothed else 0
+    relaxed = [q.new_empty(batch, width) if call.smoothed else q.new_empty(0) for width in columns]
+    return (*values, *verdict, q.new_empty(size, dtype=torch.uint8), *relaxed)
+
+
+@torch.library.register_fake("optlayer::kkt_solve")
+def _(*args: Any) -> tuple[Tensor, ...]:
+    at = 8 + VALUES + VERDICT + 1
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[at : at + 5])
+
+
+def _outputs(call: Call, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs of the operator as those of Call.solve."""
+    at = VALUES + VERDICT
+    if call.smoothed:
+        return (*flat[:at], *flat[at + 1 :])
+    return (*flat[:at], flat[at])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.call = _call(inputs[:8], inputs[8:])
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[VALUES : VALUES + VERDICT + 1])
+    ctx.save_for_backward(*inputs[:8], *output)
+
+
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+    tensors, flat = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    grads = implicit.pullback(
+        ctx.call, tensors, _outputs(ctx.call, flat), _outputs(ctx.call, upstream), ctx.needs_input_grad[:8]
+    )
+    return (*grads, *(None,) * 9)
+
+
+torch.library.register_autograd("optlayer::solve", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("optlayer::solve")
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    tensors, chosen = args[:8], args[8:]
+    folded = Fold(info.batch_size, _logical(tensors, in_dims, chosen))
+    outputs = torch.ops.optlayer.solve(*folded.tensors(tensors, in_dims), *chosen)
+    at = VALUES + VERDICT
+    values, dims = folded.unfold(outputs[:at], at)
+    relaxed, more = folded.unfold(outputs[at + 1 :], VALUES if folded.call.smoothed else 0)
+    return (*values, outputs[at], *relaxed), (*dims, None, *more)
+
+
+@torch.library.register_vmap("optlayer::kkt_solve")
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    tensors, point, rhs, chosen = _split(args)
+    dims = in_dims[: len(args) - len(chosen)]
+    dims = (*dims[: 8 + VALUES + VERDICT], *([None] * len(point.factor)), *dims[-5:])
+    call = _logical(tensors, dims, chosen)
+    return implicit.kkt_vmap(info.batch_size, dims, call, (*tensors, *point[:-1], *point.factor, *rhs), kkt_solve)
+
+
+def _logical(tensors: Sequence[Any], dims: Sequence[Any], chosen: Sequence[Any]) -> Call:
+    """The call as the vmapped function sees it."""
+    seen = [x if d is None else x.select(d, 0) for x, d in zip(tensors, dims[:8], strict=True)]
+    return _call(seen, chosen)
