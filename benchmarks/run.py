@@ -41,7 +41,7 @@ def main(
     workload: Annotated[list[str] | None, typer.Option("-w", help="workloads; all when absent")] = None,
     peer: Annotated[list[str] | None, typer.Option("-p", help="peers; all when absent")] = None,
     name: Annotated[str, typer.Option(help="results are written to benchmarks/results/NAME.json")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="time for each peer, workload and kind of call")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="time for each peer, workload and kind of call")] = 0.5,
     limit: Annotated[float, typer.Option(help="seconds after which a call is given up")] = 40.0,
     report: Annotated[bool | None, typer.Option(help="write docs/benchmarks.md; by default after a full run")] = None,
 ) -> None:

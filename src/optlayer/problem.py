@@ -162,10 +162,10 @@ def _dense_or_csr(name: str, matrix: Any) -> Any:
     """The matrix; in CSR layout if it is sparse, torch's (differentiable) or scipy's (a constant)."""
     if not isinstance(matrix, Tensor) and hasattr(matrix, "tocsr"):
         csr = matrix.tocsr()
-        parts = (torch.as_tensor(part) for part in (csr.indptr, csr.indices, csr.data))
+        first, columns, values = (torch.as_tensor(part) for part in (csr.indptr, csr.indices, csr.data))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch: CSR is in beta state
-            return torch.sparse_csr_tensor(*parts, size=csr.shape)
+            return torch.sparse_csr_tensor(first, columns, values, csr.shape)
     if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
         return matrix
     if matrix.dim() != 2:

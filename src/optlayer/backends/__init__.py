@@ -31,7 +31,7 @@ def other(name: str) -> Backend | str:
     """The backend of another solver (`qpsolvers:NAME`), or why it is unavailable."""
     from optlayer.backends import qpsolvers
 
-    engine = qpsolvers.Engine(name.removeprefix(OTHERS))
+    engine = qpsolvers.Engine(name)
     return engine.unavailable() or engine
 
 

@@ -69,15 +69,16 @@ def unavailable() -> str | None:
     return f"{' and '.join(missing)} not installed: {_HINT}" if missing else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
-    """The backend for one of the solvers."""
+    """The backend for one of the solvers; `name` is `qpsolvers:NAME`."""
 
-    solver: str
+    name: str
 
     @property
-    def name(self) -> str:
-        return PREFIX + self.solver
+    def solver(self) -> str:
+        """What the package calls it."""
+        return self.name.removeprefix(PREFIX)
 
     def unavailable(self) -> str | None:
         """None, or why this solver cannot be used."""
@@ -105,7 +106,7 @@ class Engine:
         for i in range(batch):
             data = _Member.of(problem, i)
             if convex is None or _batched(problem):
-                convex = data.valid() and data.convex()
+                convex = data.convex()
             status = Status.INVALID_INPUT if not data.valid() else Status.NOT_CONVEX if not convex else Status.SOLVED
             values = [torch.full((width,), torch.nan, dtype=torch.float64) for width in columns]
             if status is Status.SOLVED:
@@ -113,7 +114,7 @@ class Engine:
                 found = data.clean(z, lam, nu, lam_lb, lam_ub)
                 if settings.polish:
                     found = data.polish(found)
-                values = [torch.from_numpy(x) for x in data.point(found)]
+                values = [torch.tensor(x) for x in data.point(found)]
             rows.append((values, status))
         point = _judged(problem, rows, tolerance)
         _ask_reference(problem, settings, point, tolerance)
@@ -239,7 +240,7 @@ class _Member:
 
         n = len(self.q)
         largest = abs(self.Q).max() if self.Q.nnz else 0.0
-        if largest == 0:
+        if largest == 0 or not np.isfinite(largest):  # NaN and inf have a status of their own
             return True
         if n <= _SMALL and self.Q.nnz > n * n / 10:
             return bool(np.linalg.eigvalsh(self.Q.toarray())[0] >= -1e-9 * largest)
@@ -353,7 +354,7 @@ class _Member:
         Cz, Az = self.C @ z, self.A @ z
         slack = np.where(on, self.d - Cz, np.inf)
         parts = (
-            largest(sum(terms)) / (1 + max(map(largest, terms))),
+            largest(self.Q @ z + self.q + self.C.T @ y + self.A.T @ nu) / (1 + max(map(largest, terms))),
             largest(np.minimum(slack, 0)) / (1 + largest(Cz)),
             largest(Az - self.b) / (1 + largest(self.b)),
             largest(np.minimum(y, np.where(on, abs(slack), 0.0))) / (1 + largest(z)),
@@ -419,7 +420,6 @@ def _to_scipy(matrix: Tensor) -> csc_matrix:
 
 def _judged(problem: Problem, rows: list[tuple[list[Tensor], Status]], tolerance: float) -> Point:
     """The point of all members, rounded to the problem's dtype, and our verdict on it."""
-    n = problem.n
     widths = _columns(problem)
     columns = [
         torch.stack([values[k] for values, _ in rows]) if rows else torch.zeros(0, width, dtype=torch.float64)
@@ -427,16 +427,12 @@ def _judged(problem: Problem, rows: list[tuple[list[Tensor], Status]], tolerance
     ]
     z, s, lam, nu, lam_lb, lam_ub = (x.to(problem.dtype) for x in columns)
     exact = problem.replace([None if x is None else x.detach().double() for x in problem.tensors()], problem.batch)
-    exact = Problem(
-        exact.Q, exact.q, exact.G, exact.h, exact.A, exact.b, exact.lb, exact.ub, n, problem.m, problem.p,
-        problem.batch, torch.float64, problem.device,
-    )
     found = kkt.residuals(exact, *(x.double() for x in (z, lam, nu, lam_lb, lam_ub)))
     claimed = torch.tensor([int(status) for _, status in rows], dtype=torch.int32)
     failed = (claimed == int(Status.SOLVED)) & ~(found.relative <= tolerance)
     status = torch.where(failed, int(Status.MAX_ITERATIONS), claimed).to(torch.int32)
-    rest = (x.to(problem.dtype) for x in (found.primal, found.dual, found.gap))
-    return Point(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), *rest, ())
+    primal, dual, gap = (x.to(problem.dtype) for x in found[:3])
+    return Point(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap, ())
 
 
 def _ask_reference(problem: Problem, settings: Settings, point: Point, tolerance: float) -> None:
