@@ -1,6 +1,11 @@
 """The experiments of the OptNet paper, and some beyond it: one file each, over the public API only.
 
-Every module here with a function `main` is a subcommand of `optlayer`; its docstring and options are the help.
-`paper(folder, full)` runs it with the settings of the report, `report(folder)` turns its results into Markdown.
-`harness.py` holds what they share.
+Every module here with a function `main` is a subcommand of `optlayer`; its docstring and options are the help. Two
+more make it a part of `optlayer paper`: `paper(folder, full)` runs it with the settings of the report, into `folder`,
+and `report(folder)` turns the results there into a section of Markdown, whose pictures are
+`img/experiments/NAME-PICTURE.png`. `compare(folder)`, if there, gives its rows for the table at the top: experiment,
+the paper's number, ours. `harness.py` holds what they share.
 """
+
+ORDER = ("speed", "denoising", "classification", "sudoku", "expressiveness", "sudoku9")
+"""As in the paper; what it has not comes last."""

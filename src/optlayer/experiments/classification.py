@@ -128,7 +128,7 @@ def draw_curves(rows: list[Row]) -> Any:
                         seeds.setdefault(row["epoch"], []).append(row[f"{split}_{measure}"])
                 epochs, values = list(seeds), list(seeds.values())
                 mean = [float(np.mean(each)) for each in values]
-                axis.plot(epochs, mean, style, color=colour, label=f"{model}, {split}")
+                axis.plot(epochs, mean, style, marker=".", color=colour, label=f"{model}, {split}")
                 low, high = [min(each) for each in values], [max(each) for each in values]
                 axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_yscale("log")

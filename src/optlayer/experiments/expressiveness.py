@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -293,7 +292,6 @@ def main(
 ) -> None:
     """Theorems 2 and 3: layers that equal ReLU and other functions, and one that no ReLU network equals (fig. 9)."""
     run = Run("expressiveness", dict(locals()), out, "cpu")
-    began = perf_counter()
     torch.manual_seed(seed)
     pairs = [relu(20, 10), relu(100, 50), piecewise(2), piecewise(5), piecewise(20), largest(3, 2), largest(20, 30)]
     exact = [compare_pair(pair, points) for pair in [*pairs, simplex(10)]]
@@ -316,8 +314,7 @@ def main(
     run.save(draw_creases({width: nets[width] for width in drawn}), "creases.png")
     run.save(draw_widths(rows), "widths.png")
     run.console.print(harness.table(exact))
-    seconds = perf_counter() - began
-    run.finish([*exact, *rows], widths_table(rows), layer_error=layer_error, seconds=seconds)
+    run.finish([*exact, *rows], widths_table(rows), layer_error=layer_error)
 
 
 def paper(folder: Path, full: bool) -> None:

@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler
+
+import optlayer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -73,7 +76,7 @@ class Run:
         strategy = "ddp" if devices * nodes > 1 else "auto"
         self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
         self.fabric.launch()
-        self.name = name
+        self.name, self.began = name, time.perf_counter()
         self.console = Console(quiet=not self.fabric.is_global_zero)
         default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder: Path = self.fabric.broadcast(folder or default)
@@ -121,7 +124,9 @@ class Run:
         """Write `results.json` and print the results, or what is to be shown of them, as a table."""
         if not self.first:
             return
-        self.write_json("results.json", {"experiment": self.name, "results": results, **more})
+        trained = sum(history[-1]["seconds"] for history in self.histories)  # counts the time before a break, too
+        seconds = max(time.perf_counter() - self.began, trained)
+        self.write_json("results.json", {"experiment": self.name, "results": results, "seconds": seconds, **more})
         self.console.print(table(results if shown is None else shown))
         self.console.print(f"Everything is in [bold]{self.folder}[/]")
 
@@ -130,13 +135,37 @@ def machine(device: torch.device) -> Row:
     """What the times depend on."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "optlayer": optlayer.__version__,
+        "commit": commit(),
     }
+
+
+def processor() -> str:
+    """Its name; Linux tells it in a file only."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this file's repository, with a mark if files differ from it; None when it lies in none."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:  # an installed package may lie in another's repository
+        return None
+    return (git("describe", "--always", "--dirty") or "").strip() or None
 
 
 def resumed(folder: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,84 @@
-"""Turns the results of the experiments into one Markdown page with pictures."""
+"""Turns the results of the experiments into one Markdown page with pictures.
+
+Everything in the page comes from the run folders: no number is written by hand.
+"""
 
 from __future__ import annotations
 
+import inspect
+import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from optlayer.experiments.harness import Row, markdown, read_json
+
+INTRODUCTION = """# Experiments
+
+The experiments of the OptNet paper (Amos and Kolter, ICML 2017), in its order, and what goes beyond it. `optlayer paper
+--report docs` runs them all and writes this page from the results alone; `--full` takes the paper's sizes.
+"""
+
+
+def option(name: str, value: Any) -> list[str]:
+    """An option as words of a command line."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, list):
+        return [word for each in value for word in option(name, each)]
+    return [flag, str(value)]
+
+
+def command(name: str, module: ModuleType, options: Row) -> str:
+    """The command that repeats a run: options that are not the defaults."""
+    defaults = {key: each.default for key, each in inspect.signature(module.main).parameters.items()}
+    words = [word for key, value in options.items() if value != defaults.get(key) for word in option(key, value)]
+    return shlex.join(["optlayer", name.replace("_", "-"), *words])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one reads them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def provenance(name: str, module: ModuleType, folder: Path) -> str:
+    """Where the results of a folder come from: a line and a command."""
+    config, results = read_json(folder / "config.json"), read_json(folder / "results.json")
+    options, machine = config["options"], config["machine"]
+    first, count = options.get("seed", 0), options.get("seeds", 1)
+    facts = [f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}"]
+    facts.append(machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads")
+    facts.append(f"torch {machine['torch']}")
+    if results.get("seconds"):
+        facts.append(duration(results["seconds"]))
+    if machine.get("commit"):
+        facts.append(f"commit {machine['commit']}")
+    return f"```bash\n{command(name, module, options)}\n```\n\n*{' · '.join(facts)}*"
 
 
 def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
-    """Write `experiments.md` and `img/experiments/` into `docs`, from the run folders `runs/NAME`."""
-    text = ["# Experiments", "", "Written by `optlayer paper` from the results of the runs; edited by nobody.", ""]
+    """Write `experiments.md` and `img/experiments/` into `docs`, from the run folders `runs/NAME`.
+
+    An experiment without results is left out; one of several runs keeps them in folders below its own.
+    """
+    sections: list[str] = []
+    table: list[Row] = []
     for name, module in modules.items():
-        folder = runs / name
-        if not any(folder.rglob("results.json")):
+        folders = sorted(path.parent for path in (runs / name).rglob("results.json"))
+        if not folders:
             continue
-        text += [module.report(folder).strip(), ""]
-        for picture in sorted(folder.rglob("*.png")):
+        table += module.compare(runs / name) if hasattr(module, "compare") else []
+        sections.append(module.report(runs / name).strip())
+        sections += [provenance(name, module, folder) for folder in folders]
+        for picture in sorted((runs / name).rglob("*.png")):
             target = docs / "img" / "experiments" / f"{name}-{picture.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
     page = docs / "experiments.md"
-    page.write_text("\n".join(text))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join([INTRODUCTION.strip(), markdown(table).strip(), *sections]) + "\n")
     return page
