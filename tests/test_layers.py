@@ -24,7 +24,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def close(actual: Tensor, expected: object, atol: float = 1e-6) -> None:
-    torch.testing.assert_close(actual, torch.as_tensor(expected).to(actual), atol=atol, rtol=0)
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=atol, rtol=0)
 
 
 def slsqp(objective, z0, constraints=(), bounds=None):  # type: ignore[no-untyped-def]
@@ -37,8 +37,7 @@ def slsqp(objective, z0, constraints=(), bounds=None):  # type: ignore[no-untype
     return result.x
 
 
-# --- projections: closed forms
-# -------------------------------------------------------------------------------
+# --- projections: closed forms ------------------------------------------------------------------------------
 
 
 def sorted_simplex(y: Tensor, radius: float = 1.0) -> Tensor:
@@ -125,8 +124,7 @@ def test_isotonic_regression() -> None:
     close(nn.MonotoneProjection()(y), np.stack(expected))
 
 
-# --- total variation
-# -----------------------------------------------------------------------------------------
+# --- total variation ----------------------------------------------------------------------------------------
 
 
 def test_total_variation_satisfies_the_taut_string() -> None:
@@ -163,8 +161,7 @@ def test_total_variation_learns_its_differences() -> None:
         layer(normal(4, 7))
 
 
-# --- heads and controllers
-# -----------------------------------------------------------------------------------
+# --- heads and controllers ----------------------------------------------------------------------------------
 
 
 def test_svm_head_solves_the_primal() -> None:
@@ -245,11 +242,12 @@ def test_portfolio_with_diagonal_covariance() -> None:
 
     tau = scipy.optimize.brentq(excess, -100, 100)
     close(w, (returns - tau).clamp(min=0) / (3.0 * variance))
-    close(nn.Portfolio(largest=0.25)(returns.expand(3, 6), torch.eye(6, dtype=F64)).amax(-1), [0.25] * 3)
+    eager = nn.Portfolio(risk_aversion=1e-3, largest=0.25)  # nothing but returns counts: the best four, in full
+    expected = torch.zeros_like(returns).index_fill(0, returns.topk(4).indices, 0.25)
+    close(eager(returns.expand(3, 6), torch.diag(variance)), expected.expand(3, 6))
 
 
-# --- what all have in common
-# ---------------------------------------------------------------------------------
+# --- what all have in common --------------------------------------------------------------------------------
 
 LAYERS = {
     "simplex": (nn.SimplexProjection, (5,)),

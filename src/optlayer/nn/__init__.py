@@ -1,6 +1,8 @@
 """Layers: each a few lines over `optlayer.solve`."""
 
+from .elastic import ElasticQPLayer
 from .mpc import LinearMPC
+from .piecewise import MaxOfLinear, PiecewiseLinear, ReLULayer
 from .portfolio import Portfolio
 from .projections import (
     BirkhoffProjection,
@@ -20,14 +22,18 @@ from .total_variation import TotalVariation
 __all__ = [
     "BirkhoffProjection",
     "BoxProjection",
+    "ElasticQPLayer",
     "HalfspaceProjection",
     "L1BallProjection",
     "LInfBallProjection",
     "LinearMPC",
+    "MaxOfLinear",
     "MonotoneProjection",
     "OptNetLayer",
+    "PiecewiseLinear",
     "Portfolio",
     "QPLayer",
+    "ReLULayer",
     "SVMHead",
     "SafetyFilter",
     "SimplexProjection",

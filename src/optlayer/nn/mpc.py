@@ -42,10 +42,9 @@ class LinearMPC(nn.Module):
     limit: Tensor
 
     def __init__(
-        self, F: Tensor, B: Tensor, horizon: int, state_cost: Tensor | None = None, input_cost: Tensor | None
-        = None,
-        input_limit: float | Tensor = float("inf"), state_limit: float | Tensor = float("inf"),
-        **options: Any,
+        self, F: Tensor, B: Tensor, horizon: int, state_cost: Tensor | None = None,
+        input_cost: Tensor | None = None, input_limit: float | Tensor = float("inf"),
+        state_limit: float | Tensor = float("inf"), **options: Any,
     ) -> None:
         super().__init__()
         nx, nu = B.shape

@@ -22,9 +22,8 @@ class Portfolio(nn.Module):
         largest: Upper bound on each weight, at least 1/n.
         options: `settings`, `backend`, `check` for `optlayer.solve`.
 
-    `forward(returns (…, n), covariance (…, n, n))` returns weights `(…, n)`. The covariance may be shared by
-    the
-    batch: `(n, n)`.
+    `forward(returns (…, n), covariance (…, n, n))` returns weights `(…, n)`. The covariance may be
+    shared by the batch: `(n, n)`.
 
     Source: Markowitz, Portfolio selection, 1952.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..problem import Diagonal
 from ..solve import solve
+from .common import constant, like
 
 __all__ = [
     "BirkhoffProjection",
@@ -33,7 +34,7 @@ class _Projection(nn.Module):
         super().__init__()
         self.options = options
 
-    def project(self, y: Tensor, **constraints: Tensor | None) -> Tensor:
+    def project(self, y: Tensor, **constraints: Any) -> Tensor:
         rows = y.reshape(-1, y.shape[-1])
         return solve(Diagonal(torch.ones_like(rows[0])), -rows, **constraints, **self.options).z.view(y.shape)
 
@@ -65,13 +66,17 @@ class BoxProjection(_Projection):
         lb, ub: Bounds, numbers or tensors `(n,)`; learnable if they are parameters.
     """
 
+    lb: float | Tensor
+    ub: float | Tensor
+
     def __init__(self, lb: float | Tensor, ub: float | Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.lb, self.ub = _constant(self, "lb", lb), _constant(self, "ub", ub)
+        constant(self, "lb", lb)
+        constant(self, "ub", ub)
 
     def forward(self, y: Tensor) -> Tensor:
         ones = y.new_ones(y.shape[-1])
-        return self.project(y, lb=self.lb.to(y) * ones, ub=self.ub.to(y) * ones)
+        return self.project(y, lb=like(self.lb, y) * ones, ub=like(self.ub, y) * ones)
 
 
 class LInfBallProjection(BoxProjection):
@@ -121,9 +126,13 @@ class HalfspaceProjection(_Projection):
         h: Offsets `(p,)`; learnable if a parameter.
     """
 
+    G: Tensor
+    h: Tensor
+
     def __init__(self, G: Tensor, h: Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.G, self.h = _constant(self, "G", G), _constant(self, "h", h)
+        constant(self, "G", G)
+        constant(self, "h", h)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.project(y, G=self.G.to(y), h=self.h.to(y))
@@ -161,11 +170,3 @@ class MonotoneProjection(_Projection):
     def forward(self, y: Tensor) -> Tensor:
         falls = -torch.eye(y.shape[-1]).to(y).diff(dim=0)  # row i: z_i − z_{i+1}
         return self.project(y, G=falls, h=torch.zeros_like(falls[:, 0]))
-
-
-def _constant(module: nn.Module, name: str, value: float | Tensor) -> Tensor:
-    """Registers a parameter as one, and anything else as a buffer."""
-    tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
-    if not isinstance(tensor, nn.Parameter):
-        module.register_buffer(name, tensor)
-    return tensor

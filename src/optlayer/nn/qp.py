@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..problem import Diagonal
+from ..solution import Solution
 from ..solve import solve
 
 __all__ = ["OptNetLayer", "QPLayer"]
@@ -21,7 +22,8 @@ class QPLayer(nn.Module):
     Args:
         options: `settings`, `backend`, `check` for `optlayer.solve`.
 
-    `forward` takes the tensors of `optlayer.solve` and returns z `(…, n)`.
+    `forward(Q, q, G, h, A, b, lb, ub)` takes the tensors of `optlayer.solve`, the last six by name or absent, and
+    returns z `(…, n)`.
 
     Source: Amos and Kolter, OptNet, 2017, eq. 2.
     """
@@ -30,8 +32,11 @@ class QPLayer(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, Q: Tensor | Diagonal, q: Tensor, **constraints: Tensor | None) -> Tensor:
-        return solve(Q, q, **constraints, **self.options).z
+    def forward(
+        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | None = None,
+        A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
+    ) -> Tensor:
+        return solve(Q, q, G, h, A, b, lb, ub, **self.options).z
 
 
 class OptNetLayer(nn.Module):
@@ -39,21 +44,38 @@ class OptNetLayer(nn.Module):
 
         z = argmin ½ zᵀQz + qᵀz  subject to  A z = A z₀,  G z ≤ G z₀ + s₀,  lb ≤ z ≤ ub
 
-    The input is q. Q = L Lᵀ + εI, G, A, z₀ and log s₀ are parameters: whatever they become, z₀ is feasible.
+    The input is q. What is learned is Q, G, A, the slack s₀ = exp(`log_s0`) and the point z₀, which lies strictly
+    within the bounds whatever its parameter `w0` is: lb + exp(w₀), ub − exp(w₀), lb + (ub − lb)·logistic(w₀), or w₀
+    itself, entry by entry. So z₀ satisfies every constraint at each step of training.
+
+    It starts with (`reset_parameters`):
+
+    - Q = LLᵀ + εI with L = I plus a small lower triangle, uniform in [0, 1/n]; or the diagonal exp(0) + ε. An
+      unconstrained answer has then the size of q.
+    - G normal with variance 1/n and s₀ = 1: each inequality is at a distance of about one from z₀, so that with q of
+      size one about one in six is active. Inactive inequalities do not learn.
+    - A uniform in [0, 1], as in the paper's Sudoku layer.
+    - z₀: zero where there are no bounds, one off a single bound, the middle of two.
 
     Args:
         variables: n.
         inequalities: p, rows of G.
         equalities: m, rows of A.
-        Q: "full" learns the lower triangular L, "diagonal" a positive diagonal; a number fixes Q to that multiple of I.
+        Q: "full" learns the lower triangular L, "diagonal" a positive diagonal; a number fixes Q to that multiple
+            of I.
         epsilon: ε, the least curvature where Q is learned.
-        lb, ub: fixed bounds, numbers or tensors `(n,)`; none by default. z₀ starts inside.
+        lb, ub: fixed bounds, numbers or tensors `(n,)`; none by default.
+        dtype, device: of the parameters.
         options: `settings`, `backend`, `check` for `optlayer.solve`.
 
-    `forward(q (…, n))` returns z `(…, n)`.
+    `forward(q (…, n))` returns z `(…, n)`; `solution(q)` the whole `Solution`, with leading dimensions as one batch.
 
     Source: Amos and Kolter, OptNet, 2017, §3.2 and §4.
     """
+
+    d: Tensor
+    lb: Tensor | None
+    ub: Tensor | None
 
     def __init__(
         self, variables: int, inequalities: int = 0, equalities: int = 0, *, Q: str | float = "full",
@@ -61,42 +83,92 @@ class OptNetLayer(nn.Module):
         dtype: torch.dtype | None = None, device: torch.device | str | None = None, **options: Any,
     ) -> None:
         super().__init__()
-        n, kind = variables, {"dtype": dtype, "device": device}
-        self.epsilon, self.options = epsilon, options
-        if Q == "full":
-            self.L = nn.Parameter(torch.eye(n, **kind) + torch.rand(n, n, **kind).tril() / n)
-        elif Q == "diagonal":
-            self.log_d = nn.Parameter(torch.zeros(n, **kind))
-        elif isinstance(Q, (int, float)):
-            self.register_buffer("d", torch.full((n,), float(Q), **kind))
-        else:
+        n, p, m = variables, inequalities, equalities
+        if min(n, 1 + p, 1 + m) < 1:
+            raise ValueError(f"variables ≥ 1, inequalities ≥ 0, equalities ≥ 0 are needed, not {n}, {p}, {m}")
+        if isinstance(Q, str) and Q not in ("full", "diagonal"):
             raise ValueError(f'Q is "full", "diagonal" or a number, not {Q!r}')
+        self.variables, self.epsilon, self.options = n, epsilon, options
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+
+        self.L = parameter(n, n) if Q == "full" else None
+        self.log_d = parameter(n) if Q == "diagonal" else None
+        fixed = None if isinstance(Q, str) else torch.full((n,), float(Q), dtype=dtype, device=device)
+        self.register_buffer("d", fixed)
+        self.G = parameter(p, n) if p else None
+        self.log_s0 = parameter(p) if p else None
+        self.A = parameter(m, n) if m else None
+        self.w0 = parameter(n) if p or m else None
         for name, bound in (("lb", lb), ("ub", ub)):
-            value = None if bound is None else torch.as_tensor(bound, **kind).expand(n).clone()
+            kind = dtype or torch.get_default_dtype()
+            value = None if bound is None else torch.as_tensor(bound, dtype=kind, device=device).expand(n).clone()
             self.register_buffer(name, value)
-        self.G = nn.Parameter(torch.randn(inequalities, n, **kind) / n**0.5) if inequalities else None
-        self.log_s0 = nn.Parameter(torch.zeros(inequalities, **kind)) if inequalities else None
-        self.A = nn.Parameter(torch.rand(equalities, n, **kind)) if equalities else None
-        self.z0 = nn.Parameter(self._start(n, kind)) if inequalities or equalities else None
+        if self.lb is not None and self.ub is not None and bool((self.lb > self.ub).any()):
+            raise ValueError("lb ≤ ub is needed")
+        self.reset_parameters()
 
-    def _start(self, n: int, kind: dict[str, Any]) -> Tensor:
-        """A point well inside the bounds."""
-        low = torch.full((n,), -torch.inf, **kind) if self.lb is None else self.lb
-        high = torch.full((n,), torch.inf, **kind) if self.ub is None else self.ub
-        inside = torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0.0))
-        return torch.where(low.isfinite() & high.isfinite(), (low + high) / 2, inside)
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, at random."""
+        if self.L is not None:
+            n = len(self.L)
+            self.L.copy_(torch.rand_like(self.L).tril() / n).diagonal().add_(1)
+        if self.G is not None:
+            nn.init.normal_(self.G, std=self.G.shape[1] ** -0.5)
+        if self.A is not None:
+            nn.init.uniform_(self.A)
+        for zero in (self.log_d, self.log_s0, self.w0):
+            if zero is not None:
+                nn.init.zeros_(zero)
 
-    def quadratic(self) -> Tensor | Diagonal:
+    @property
+    def Q(self) -> Tensor | Diagonal:
         """Q as `optlayer.solve` takes it."""
-        if hasattr(self, "L"):
+        if self.L is not None:
             L = self.L.tril()
             return L @ L.mT + self.epsilon * torch.eye(len(L)).to(L)
-        return Diagonal(self.log_d.exp() + self.epsilon if hasattr(self, "log_d") else self.d)
+        return Diagonal(self.d if self.log_d is None else self.log_d.exp() + self.epsilon)
+
+    @property
+    def z0(self) -> Tensor:
+        """The point that every constraint allows."""
+        assert self.w0 is not None, "bounds alone need no such point"
+        return inside(self.w0, self.lb, self.ub)
+
+    @property
+    def h(self) -> Tensor | None:
+        """G z₀ + s₀."""
+        return None if self.G is None or self.log_s0 is None else self.G @ self.z0 + self.log_s0.exp()
+
+    @property
+    def b(self) -> Tensor | None:
+        """A z₀."""
+        return None if self.A is None else self.A @ self.z0
+
+    def solution(self, q: Tensor) -> Solution:
+        """The Solution, with the leading dimensions of q as one batch."""
+        rows = q.reshape(-1, q.shape[-1])
+        return solve(self.Q, rows, self.G, self.h, self.A, self.b, self.lb, self.ub, **self.options)
 
     def forward(self, q: Tensor) -> Tensor:
-        flat = q.reshape(-1, q.shape[-1])
-        G, A, z0 = self.G, self.A, self.z0
-        h = None if G is None else G @ z0 + self.log_s0.exp()
-        b = None if A is None else A @ z0
-        sol = solve(self.quadratic(), flat, G, h, A, b, self.lb, self.ub, **self.options)
-        return sol.z.view(q.shape)
+        return self.solution(q).z.view(q.shape)
+
+    def extra_repr(self) -> str:
+        p, m = (0 if M is None else len(M) for M in (self.G, self.A))
+        return f"variables={self.variables}, inequalities={p}, equalities={m}"
+
+
+def inside(w: Tensor, lb: Tensor | None, ub: Tensor | None) -> Tensor:
+    """A point strictly within lb and ub for any w (n,); on them where they are equal."""
+    low = torch.full_like(w, -torch.inf) if lb is None else lb
+    high = torch.full_like(w, torch.inf) if ub is None else ub
+    below, above = low.isfinite(), high.isfinite()
+    # Zeros stand for what is not used: where() would else make NaN of its infinities in the backward pass.
+    step = torch.where(below ^ above, w, 0.0).exp()
+    width = torch.where(below & above, high - low, 0.0)
+    free = torch.where(below | above, 0.0, w)
+    upwards = torch.where(above, width * w.sigmoid(), step)
+    start = torch.where(below, low, torch.where(above, high, 0.0))
+    return start + torch.where(below, upwards, torch.where(above, -step, free))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..problem import Diagonal
 from ..solve import solve
+from .common import constant, like
 
 __all__ = ["SafetyFilter"]
 
@@ -31,17 +32,17 @@ class SafetyFilter(nn.Module):
     Source: Ames et al., Control barrier functions: theory and applications, 2019.
     """
 
-    limit: Tensor
+    limit: float | Tensor
 
     def __init__(self, gain: float = 1.0, limit: float | Tensor = float("inf"), **options: Any) -> None:
         super().__init__()
         self.gain, self.options = nn.Parameter(torch.tensor(float(gain))), options
-        self.register_buffer("limit", torch.as_tensor(limit, dtype=torch.get_default_dtype()))
+        constant(self, "limit", limit)
 
     def forward(self, wanted: Tensor, barrier: Tensor, drift: Tensor, control: Tensor) -> Tensor:
         p, n = control.shape[-2:]
         u = wanted.reshape(-1, n)
-        limit = self.limit.to(u) * torch.ones_like(u[0])
+        limit = like(self.limit, u) * torch.ones_like(u[0])
         sol = solve(
             Diagonal(torch.ones_like(u[0])), -u,
             G=-control.reshape(-1, p, n), h=(drift + self.gain.to(u) * barrier).reshape(-1, p),
