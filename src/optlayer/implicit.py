@@ -231,7 +231,8 @@ def matrix_gradients(
         if call.diagonal:
             grad_Q = _shared(Q, -v.z * z)
         else:
-            grad_Q = 0.5 * outer_products(Q, (v.z, z), (z, v.z))
+            half = 0.5 * v.z
+            grad_Q = outer_products(Q, (half, z), (z, half))
     if need[1] and G is not None:
         grad_G = outer_products(G, (lam, v.z), (v.lam, z))
     if need[2] and A is not None:
@@ -250,7 +251,12 @@ def outer_products(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
             total = left @ right if total is None else torch.addmm(total, left, right)
         else:
             left, right = -left.unsqueeze(-1), right.unsqueeze(-2)
-            total = left * right if total is None else torch.addcmul(total, left, right)
+            if total is None:
+                total = left * right
+            elif transformed():
+                total = torch.addcmul(total, left, right)
+            else:
+                total.addcmul_(left, right)  # in place: fresh memory costs several times the arithmetic
     assert total is not None
     return total
 
