@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from benchmarks.accuracy import GRADIENT, SOLUTION, gradient_error, gradient_is_correct, solution_is_correct
+from benchmarks.peers import PEERS
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,8 @@ class Measurements:
         return best[1] / ours if ours and best else None
 
     def peers(self) -> list[str]:
-        return list(dict.fromkeys(peer for entry in self.workloads.values() for peer in entry["peers"]))
+        measured = {peer for entry in self.workloads.values() for peer in entry["peers"]}
+        return [peer for peer in PEERS if peer in measured]
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def targets(m: Measurements) -> list[Target]:
 
 def _number(value: float) -> str:
     """Three significant digits, without an exponent where it can be avoided."""
-    if value == 0 or 1e-2 <= abs(value) < 1e5:
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.0e}"
 
@@ -239,6 +241,12 @@ def _failures(m: Measurements) -> str:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
+def _style(peer: str) -> tuple[str, str]:
+    """Colour and marker, the same in every picture."""
+    index = list(PEERS).index(peer)
+    return COLOURS[index % len(COLOURS)], "osD^v"[index // len(COLOURS)]
+
+
 def _draw(m: Measurements) -> None:
     import matplotlib
 
@@ -256,13 +264,13 @@ def _draw(m: Measurements) -> None:
     names = [name for name in m.workloads if m.time(name, OURS, "forward")]
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.3 * len(names) + 1.2), sharey=True)
     for axis, (kind, title) in zip(axes, (("forward", "forward"), ("both", "forward + backward")), strict=True):
-        for index, peer in enumerate(others):
+        for peer in others:
             points = [
                 ((m.time(name, peer, kind) or 0) / (m.time(name, OURS, kind) or 1), y, m.correct(name, peer, kind))
                 for y, name in enumerate(names)
                 if m.time(name, peer, kind) and m.time(name, OURS, kind)
             ]
-            colour, marker = COLOURS[index % len(COLOURS)], "osD^v"[index // len(COLOURS)]
+            colour, marker = _style(peer)
             for correct in (True, False):
                 chosen = [(x, y) for x, y, c in points if c is correct]
                 axis.scatter(
@@ -281,16 +289,17 @@ def _draw(m: Measurements) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for axis, (kind, title) in zip(axes, (("forward", "forward"), ("both", "forward + backward")), strict=True):
-        for index, peer in enumerate([OURS, *[peer for peer in others if not peer.startswith(OURS)]]):
+        for peer in [OURS, *[peer for peer in others if not peer.startswith(OURS)]]:
             points = [
                 (m.workloads[name]["batch"], 1e3 * (m.time(name, peer, kind) or 0) / m.workloads[name]["batch"])
                 for name in BATCHES
                 if m.time(name, peer, kind)
             ]
             if points:
+                colour, marker = _style(peer)
                 axis.plot(
-                    *zip(*points, strict=True), "osD^v"[index // len(COLOURS)] + "-", label=peer,
-                    color=COLOURS[index % len(COLOURS)], linewidth=2.5 if peer == OURS else 1, markersize=4,
+                    *zip(*points, strict=True), marker + "-", label=peer,
+                    color=colour, linewidth=2.5 if peer == OURS else 1, markersize=4,
                 )
         axis.set(xscale="log", yscale="log", title=title, xlabel="batch", ylabel="ms for each problem")
         axis.grid(alpha=0.3)

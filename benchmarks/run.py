@@ -158,7 +158,7 @@ def _interleave(
             samples[peer]["forward"].append((None, first["forward"]))
         if "both" in first and first["both"][1] > SLOW:
             samples[peer]["both"].append(first["both"])
-    for turn in range(ROUNDS):
+    for _ in range(ROUNDS):
         for peer, first in running:
             for kind in ("forward", "both"):
                 times = samples[peer][kind]
