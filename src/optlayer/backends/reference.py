@@ -503,8 +503,10 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     fixed, rows = problem.fixed, scaled.on[:, :p]
     cone = _Standard(
         torch.where(fixed.unsqueeze(-1), 0.0, scaled.Q), scaled.q,
-        rows.unsqueeze(-1) * scaled.G, torch.where(rows > 0, 0.0, torch.inf), scaled.A, torch.zeros_like(scaled.b),
-        torch.where(problem.lb.isinf(), -torch.inf, 0.0), torch.where(problem.ub.isinf(), torch.inf, 0.0),
+        rows.unsqueeze(-1) * scaled.G, torch.zeros_like(rows).masked_fill(rows == 0, torch.inf),
+        scaled.A, torch.zeros_like(scaled.b),
+        torch.zeros_like(problem.lb).masked_fill(problem.lb.isinf(), -torch.inf),
+        torch.zeros_like(problem.ub).masked_fill(problem.ub.isinf(), torch.inf),
     )  # fmt: skip
     kernel = cone._replace(
         Q=torch.eye(n, dtype=cone.q.dtype, device=cone.q.device).expand_as(cone.Q).contiguous(),
