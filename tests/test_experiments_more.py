@@ -1,0 +1,370 @@
+"""Speed, MNIST, the theorems and the report, through the command line: tiny runs, no network."""
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("lightning_fabric")
+from typer.testing import CliRunner
+
+from optlayer import experiments
+from optlayer.cli import app, found
+from optlayer.experiments import classification, expressiveness, harness, report, speed
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: object, code: int = 0) -> str:
+    """What `optlayer WORDS` prints, in one line."""
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return " ".join(result.output.split())
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_experiment_in_the_order_of_the_paper() -> None:
+    text = run("--help")
+    places = [text.index(f" {name} ") for name in found()]
+    assert places == sorted(places)
+    assert [name for name in experiments.ORDER if name in found()] == list(found())
+
+
+@pytest.mark.parametrize("name", ["info", "paper", "report", *found()])
+def test_every_option_explains_itself(name: str) -> None:
+    text = run(name, "--help")
+    options = re.findall(r"│ \*? *(--[a-z-]+).*?│", " ".join(text.split()))
+    assert "--help" in options
+    command = CliRunner().invoke(app, [name, "--help"]).output
+    assert command
+    parameters = [p for p in typer_command(name).params if p.name != "help"]
+    assert all(parameter.help for parameter in parameters), [p.name for p in parameters if not p.help]
+
+
+def typer_command(name: str):  # type: ignore[no-untyped-def]
+    import typer
+
+    return typer.main.get_command(app).commands[name]
+
+
+def test_info_names_backends_and_instruction_set() -> None:
+    import optlayer
+    from optlayer.backends import cpu
+
+    text = run("info")
+    for name, why_not in optlayer.available().items():
+        assert f"backend {name}" in text
+        assert (why_not or "available").split()[0] in text
+    if optlayer.available()["cpu"] is None:
+        assert cpu.variant() in text
+
+
+def test_unknown_experiment_is_refused() -> None:
+    assert "'chess' is none of" in run("paper", "--only", "chess", code=2)
+
+
+def test_an_absent_extra_is_named() -> None:
+    """Without typer the console script says what to install."""
+    program = "import sys; sys.modules['typer'] = None; from optlayer.cli import app; app()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'optlayer[experiments]'" in done.stderr
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+TINY_SPEED = (
+    "--sizes", 3, "--sizes", 5, "--layer-batch", 4, "--variables", 6, "--batches", 1, "--batches", 3,
+    "--trials", 2, "--accelerator", "cpu",
+)  # fmt: skip
+
+
+def test_speed_measures_everything_once(tmp_path: Path) -> None:
+    ours = [word for name in speed.METHODS if name.startswith("optlayer") for word in ("--only", name)]
+    run("speed", *TINY_SPEED, *ours, "--out", tmp_path)
+    rows = results(tmp_path)
+    assert all(row["trials"] == 2 and 0 < row["least"] <= row["seconds"] <= row["most"] for row in rows)
+    first = {(row["n"], row["method"], row["direction"]) for row in rows if row["figure"] == 1}
+    assert first == {(n, m, d) for n in (3, 5) for m in ("linear", "OptNet") for d in ("forward", "backward")}
+    second = [row for row in rows if row["figure"] == 2]
+    assert {(row["method"], row["batch"]) for row in second} == {(m, b) for m in ours[1::2] for b in (1, 3)}
+    assert all(row["objective_error"] < 1e-9 for row in second)
+    for picture in ("layers.png", "batches.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+
+    before = (tmp_path / "measurements.json").read_text()
+    run("speed", "--resume", tmp_path)
+    assert (tmp_path / "measurements.json").read_text() == before  # nothing was measured again
+
+
+def test_speed_lists_absent_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("gurobipy", "qpth", "qpth.qp"):
+        monkeypatch.setitem(sys.modules, package, None)
+    run("speed", *TINY_SPEED, "--out", tmp_path)
+    absent = json.loads((tmp_path / "results.json").read_text())["absent"]
+    assert set(absent) == {"Gurobi", "qpth, one by one", "qpth, batched"}
+    text = speed.report(tmp_path)
+    assert all(name in text and why in text for name, why in absent.items())
+
+
+def test_speed_outlives_a_failing_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expired(tensors: speed.Tensors) -> speed.Call:
+        raise RuntimeError("licence expired")
+
+    monkeypatch.setitem(speed.METHODS, "Gurobi", ("optlayer.nn", ("cpu",), expired))
+    run("speed", *TINY_SPEED, "--only", "Gurobi", "--only", "optlayer, batched", "--out", tmp_path)
+    assert "licence expired" in speed.report(tmp_path)
+    assert any(row["method"] == "optlayer, batched" and row["seconds"] > 0 for row in results(tmp_path))
+
+
+@pytest.mark.parametrize(("package", "name"), [("gurobipy", "Gurobi"), ("qpth", "qpth, batched")])
+def test_peers_agree(package: str, name: str) -> None:
+    pytest.importorskip(package)
+    torch.manual_seed(0)
+    tensors = speed.problems(8, 3)
+    answer = speed.ours_batched(tensors)()
+    assert speed.method(name, tensors, answer, 1, 1.0)["objective_error"] < 1e-5
+
+
+def test_problems_are_feasible() -> None:
+    """h − G z₀ = s₀ ≥ 0 cannot be seen any more, but the solution can."""
+    torch.manual_seed(0)
+    tensors = speed.problems(10, 5)
+    z = speed.ours_batched(tensors)()
+    slack = tensors["h"] - (tensors["G"] @ z[..., None])[..., 0]
+    assert slack.min() > -1e-8
+    assert torch.linalg.eigvalsh(tensors["Q"]).min() > 1e-4
+
+
+# --- MNIST ----------------------------------------------------------------------------------------------------------
+
+
+def write_idx(path: Path, array: np.ndarray) -> str:
+    """Write an IDX file; returns its checksum."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0))
+    return "md5:" + hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like MNIST's: blurred digits are replaced by ten noisy patterns."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 200, (10, 28, 28))
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    checksums = {}
+    for split, count in (("train", 300), ("t10k", 60)):
+        labels = rng.integers(0, 10, count)
+        images = patterns[labels] + rng.integers(0, 50, (count, 28, 28))
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            name = f"{split}-{kind}-ubyte.gz"
+            checksums[name] = write_idx(folder / name, array)
+    assert checksums.keys() == classification.FILES.keys()
+    monkeypatch.setattr(classification, "FILES", {name: checksums[name] for name in classification.FILES})
+    return folder
+
+
+def test_mnist_is_read_as_written(digits: Path) -> None:
+    data = classification.load(digits, 50, torch.device("cpu"))
+    assert [len(part[0]) for part in (data.train, data.valid, data.test)] == [250, 50, 60]
+    assert data.train[0].shape == (250, 784)
+    raw = classification.idx(digits / "train-images-idx3-ubyte.gz")
+    assert raw.shape == (300, 28, 28)
+    assert raw.dtype == torch.uint8
+    restored = data.valid[0] * classification.DEVIATION + classification.MEAN
+    torch.testing.assert_close(restored, raw[250:].flatten(1) / 255, atol=1e-6, rtol=0)
+
+
+def test_another_file_is_refused(digits: Path) -> None:
+    path = digits / "t10k-labels-idx1-ubyte.gz"
+    write_idx(path, np.zeros(60))
+    with pytest.raises(ValueError, match="not the original file"):
+        classification.fetch(digits)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="lacks t10k-labels"):
+        classification.fetch(digits)
+
+
+def test_the_environment_names_the_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTLAYER_DATA", str(digits))
+    assert [path.name for path in classification.fetch(None)] == list(classification.FILES)
+
+
+TINY_MNIST = ("--hidden", 16, "--batch", 20, "--held-out", 50, "--rate", 1e-2, "--optnet-rate", 1e-2)
+
+
+def test_classification_learns_and_resumes(digits: Path, tmp_path: Path) -> None:
+    """An interrupted run ends as one without interruption."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("classification", "--data", digits, *TINY_MNIST, "--epochs", 4, "--seeds", 2, "--out", whole)
+    rows = results(whole)
+    assert {(row["model"], row["seed"]) for row in rows} == {
+        (model, seed) for model in ("FC16-FC10-FC10", "FC16-FC10-OptNet10") for seed in (0, 1)
+    }
+    with (whole / "metrics.csv").open() as file:
+        start = {row["model"]: float(row["test_loss"]) for row in csv.DictReader(file) if row["epoch"] == "0"}
+    assert all(row["test_loss"] < 0.7 * start[row["model"]] for row in rows)
+    assert (whole / "curves.png").exists()
+    text = classification.report(whole)
+    assert all(name in text for name in start)
+
+    run("classification", "--data", digits, *TINY_MNIST, "--epochs", 4, "--seeds", 2, "--out", broken)
+    (broken / "results.json").unlink()
+    for path in (broken / "checkpoints").glob("*seed1*"):
+        path.unlink()
+    run("classification", "--data", digits, "--resume", broken)
+    again = {(row["model"], row["seed"]): row["test_loss"] for row in results(broken)}
+    assert again == {(row["model"], row["seed"]): row["test_loss"] for row in rows}
+
+
+def test_other_options_in_the_same_folder_are_refused(digits: Path, tmp_path: Path) -> None:
+    run("classification", "--data", digits, *TINY_MNIST, "--epochs", 1, "--out", tmp_path / "run")
+    words = ["classification", "--data", digits, *TINY_MNIST, "--epochs", 2, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, FileExistsError)
+
+
+def test_the_layer_has_the_gradient_of_its_double() -> None:
+    """float32 in and out, float64 inside."""
+    torch.manual_seed(0)
+    layer = classification.DoubleOptNet(10, inequalities=10, dtype=torch.float64)
+    x = torch.randn(5, 10, requires_grad=True)
+    z = layer(x)
+    assert z.dtype == torch.float32
+    z.sum().backward()
+    doubled = x.detach().double().requires_grad_()
+    super(classification.DoubleOptNet, layer).forward(doubled).sum().backward()
+    torch.testing.assert_close(x.grad, doubled.grad.float(), atol=1e-6, rtol=1e-5)
+
+
+# --- theorems -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda: expressiveness.relu(6, 4),
+        lambda: expressiveness.piecewise(2),
+        lambda: expressiveness.piecewise(7),
+        lambda: expressiveness.largest(3, 2),
+        lambda: expressiveness.largest(12, 5),
+        lambda: expressiveness.simplex(6),
+    ],
+)
+def test_theorem_2(pair) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(3)
+    row = expressiveness.compare_pair(pair(), 300)
+    assert row["value error"] < 1e-8
+    assert row["gradient error"] < 1e-8
+
+
+def test_compare_pair_would_notice() -> None:
+    """A wrong layer has an error."""
+    torch.manual_seed(0)
+    pair = expressiveness.relu(3, 2)
+    wrong = pair._replace(layer=lambda x: pair.layer(1.001 * x))
+    assert expressiveness.compare_pair(wrong, 50)["value error"] > 1e-5
+
+
+def test_rays_are_creases() -> None:
+    """Along a ray two terms are equal, and the third is smaller."""
+    a = expressiveness.three()
+    for ray in expressiveness.rays(a):
+        low, middle, high = (a @ ray).sort().values
+        assert high - middle < 1e-12
+        assert middle - low > 0.1
+
+
+def test_no_relu_network_is_the_maximum_but_a_wider_one_is_nearer() -> None:
+    grid = expressiveness.square(41)
+    target = (grid @ expressiveness.three().mT).amax(1)
+    errors = []
+    for width in (2, 12):
+        net = expressiveness.fit(width, [0, 1], 400, 0.02, points=500)
+        errors.append(expressiveness.relative_error(net.values(grid), target).min())
+    assert errors[0] > 1.5 * errors[1] > 0.01
+
+
+def test_expressiveness_from_the_command_line(tmp_path: Path) -> None:
+    run("expressiveness", "--points", 20, "--steps", 20, "--widths", 2, "--widths", 4, "--starts", 2, "--out", tmp_path)
+    rows = results(tmp_path)
+    assert max(row["value error"] for row in rows if "function" in row) < 1e-8
+    assert sorted({row["width"] for row in rows if "width" in row}) == [2, 4]
+    assert all((tmp_path / name).exists() for name in ("creases.png", "widths.png"))
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_paper_runs_what_is_asked_once_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def paper(folder: Path, full: bool) -> None:
+        calls.append(full)
+        expressiveness.main(points=20, widths=[2], starts=1, steps=5, out=folder)
+
+    monkeypatch.setattr(expressiveness, "paper", paper)
+    words = ("paper", "--only", "expressiveness", "--out", tmp_path / "runs", "--report", tmp_path / "docs")
+    run(*words)
+    run(*words)
+    assert calls == [False]
+    text = (tmp_path / "docs" / "experiments.md").read_text()
+    assert "Theorem 3" in text
+    assert "optlayer expressiveness --points 20 --widths 2 --starts 1 --steps 5" in text
+    pictures = re.findall(r"\]\((img/[^)]+)\)", text)
+    assert pictures
+    assert all((tmp_path / "docs" / picture).stat().st_size > 1000 for picture in pictures)
+    run("report", tmp_path / "runs", tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "experiments.md").read_text() == text
+
+
+def test_the_page_holds_every_experiment_with_results(tmp_path: Path) -> None:
+    speed.main(sizes=[3], layer_batch=2, variables=4, batches=[1], only=["optlayer, batched"], trials=1,
+               accelerator="cpu", out=tmp_path / "speed")  # fmt: skip
+    expressiveness.main(points=5, widths=[2], starts=1, steps=2, out=tmp_path / "expressiveness")
+    page = report.write(tmp_path, tmp_path, {"speed": speed, "classification": classification} | found())
+    text = page.read_text()
+    assert text.index("## Speed") < text.index("## Expressiveness")
+    assert "## MNIST" not in text
+    table = next(block for block in text.split("\n\n") if block.startswith("| experiment | paper | ours |"))
+    assert "4.7 s" in table
+    assert "0.18 s" in table
+    commit = json.loads((tmp_path / "speed" / "config.json").read_text())["machine"]["commit"]
+    if commit:
+        assert f"commit {commit}" in text
+
+
+def test_command_repeats_the_options() -> None:
+    def main(batch: int = 3, sizes: list[int] | None = None, full: bool = False, name: str = "a") -> None: ...
+
+    module = SimpleNamespace(main=main)
+    options = {"batch": 3, "sizes": [1, 2], "full": True, "name": "b c"}
+    assert report.command("speed", module, options) == "optlayer speed --sizes 1 --sizes 2 --full --name 'b c'"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.3, "12 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_duration(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def test_processor_and_commit() -> None:
+    assert harness.processor()
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{7,40}(-dirty)?", harness.commit() or "")
