@@ -7,7 +7,7 @@
 namespace optlayer {
 
 enum Status : int32_t { SOLVED = 0, MAX_ITERATIONS = 1, NUMERICAL_ERROR = 4 };
-enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4 };
+enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4, ACTIVE = 5 };
 
 struct Tensor {
     void* data;      // nullptr: absent

@@ -10,6 +10,117 @@
 
 namespace optlayer {
 
+// The team of one thread, for QPs so small that a warp would idle: plain loops, nothing blocked, nothing unrolled.
+template <class Value>
+struct Thread {
+    using V = Value;
+    template <class F> void each(int n, F&& f) const {
+        OPTLAYER_ROLLED
+        for (int i = 0; i < n; ++i) f(i);
+    }
+    template <class F> void each_pair(int rows, int columns, F&& f) const {
+        OPTLAYER_ROLLED
+        for (int j = 0; j < columns; ++j) {
+            OPTLAYER_ROLLED
+            for (int i = 0; i < rows; ++i) f(i, j);
+        }
+    }
+    template <class F> void each_lower(int n, F&& f) const {
+        OPTLAYER_ROLLED
+        for (int j = 0; j < n; ++j) {
+            OPTLAYER_ROLLED
+            for (int i = j; i < n; ++i) f(i, j);
+        }
+    }
+    template <class F> void one(F&& f) const { f(); }
+    template <class F> V sum(int n, F&& f) const {
+        V r = V(0);
+        OPTLAYER_ROLLED
+        for (int i = 0; i < n; ++i) r = r + f(i);
+        return r;
+    }
+    template <class F> V max(int n, V r, F&& f) const {
+        OPTLAYER_ROLLED
+        for (int i = 0; i < n; ++i) r = larger(r, V(f(i)));
+        return r;
+    }
+    template <class F> V min(int n, V r, F&& f) const {
+        OPTLAYER_ROLLED
+        for (int i = 0; i < n; ++i) r = smaller(r, V(f(i)));
+        return r;
+    }
+    void total(V&) const {}
+    void largest(V&) const {}
+    void smallest(V&) const {}
+
+    OPTLAYER_CALL void update_lower(int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
+        for (int j = 0; j < n; ++j)
+            for (int i = j; i < n; ++i) c[j * ldc + i] = c[j * ldc + i] - dot(k, a + i, lda, b + j, ldb);
+    }
+    OPTLAYER_CALL void update(int m, int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < m; ++i) c[j * ldc + i] = c[j * ldc + i] - dot(k, a + i, lda, b + j, ldb);
+    }
+    OPTLAYER_CALL bool cholesky(int n, V* a, int lda, V* inv, V floor) const {
+        bool failed = false;
+        for (int j = 0; j < n; ++j) {
+            V pivot = a[j * lda + j] - dot(j, a + j, lda, a + j, lda);
+            if (!(pivot > floor)) failed = true, pivot = V(sizeof(V) == 8 ? 1e128 : 1e30);
+            inv[j] = machine::rsqrt(pivot);
+            a[j * lda + j] = pivot * inv[j];
+            for (int i = j + 1; i < n; ++i) a[j * lda + i] = (a[j * lda + i] - dot(j, a + i, lda, a + j, lda)) * inv[j];
+        }
+        return failed;
+    }
+    OPTLAYER_CALL void trsm_right(int m, int n, V* x, int ldx, const V* l, int ldl, const V* inv) const {
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < m; ++i) x[j * ldx + i] = (x[j * ldx + i] - dot(j, x + i, ldx, l + j, ldl)) * inv[j];
+    }
+    OPTLAYER_CALL void solve_lower(int n, const V* l, int ld, const V* inv, V* x) const {
+        for (int j = 0; j < n; ++j) {
+            const V y = x[j] * inv[j];
+            x[j] = y;
+            for (int i = j + 1; i < n; ++i) x[i] = fnma(l[j * ld + i], y, x[i]);
+        }
+    }
+    OPTLAYER_CALL void solve_lower_t(int n, const V* l, int ld, const V* inv, V* x) const {
+        for (int j = n - 1; j >= 0; --j) {
+            V y = x[j];
+            for (int i = j + 1; i < n; ++i) y = fnma(l[j * ld + i], x[i], y);
+            x[j] = y * inv[j];
+        }
+    }
+    OPTLAYER_CALL void gemv(int m, int n, const V* a, int lda, const V* x, V* y, int sign = 1) const {
+        for (int j = 0; j < n; ++j) {
+            const V xj = sign > 0 ? x[j] : -x[j];
+            for (int i = 0; i < m; ++i) y[i] = fma(a[j * lda + i], xj, y[i]);
+        }
+    }
+    OPTLAYER_CALL void gemv_t(int m, int n, const V* a, int lda, const V* x, V* y, int sign = 1) const {
+        for (int j = 0; j < n; ++j) {
+            const V sum = dot(m, a + j * lda, 1, x, 1);
+            y[j] = sign > 0 ? y[j] + sum : y[j] - sum;
+        }
+    }
+    OPTLAYER_CALL void symv_lower(int n, const V* a, int lda, const V* x, V* y) const {
+        for (int j = 0; j < n; ++j) {
+            V sum = a[j * lda + j] * x[j];
+            for (int i = j + 1; i < n; ++i) {
+                sum = fma(a[j * lda + i], x[i], sum);
+                y[i] = fma(a[j * lda + i], x[j], y[i]);
+            }
+            y[j] = y[j] + sum;
+        }
+    }
+
+  private:
+    static V dot(int k, const V* a, int lda, const V* b, int ldb) {
+        V sum = V(0);
+        for (int l = 0; l < k; ++l) sum = fma(a[l * lda], b[l * ldb], sum);
+        return sum;
+    }
+};
+
 template <class Value, int threads>
 struct Block {
     using V = Value;
@@ -33,11 +144,13 @@ struct Block {
     // ---- loops -------------------------------------------------------------------------------------------------
     template <class F> void each(int n, F&& f) const {
         if (n <= 0) return;
+        OPTLAYER_ROLLED
         for (int i = rank; i < n; i += threads) f(i);
         sync();
     }
     template <class F> void each_pair(int rows, int columns, F&& f) const {
         if (rows <= 0 || columns <= 0) return;
+        OPTLAYER_ROLLED
         for (int e = rank; e < rows * columns; e += threads) {
             const int j = e / rows;
             f(e - j * rows, j);
@@ -47,6 +160,7 @@ struct Block {
     // Columns j and n-1-j of the triangle have n+1 entries together: a rectangle.
     template <class F> void each_lower(int n, F&& f) const {
         const int rows = n + 1, columns = (n + 1) / 2;
+        OPTLAYER_ROLLED
         for (int e = rank; e < rows * columns; e += threads) {
             const int j = e / rows, r = e - j * rows, mirror = n - 1 - j;
             if (r < n - j) f(j + r, j);
@@ -60,7 +174,7 @@ struct Block {
     }
 
     // ---- reductions: every thread gets the same bits ---------------------------------------------------------------
-    template <class Op> V join(V x, Op op) const {
+    template <class Op> OPTLAYER_CALL V join(V x, Op op) const {
         for (int o = warp / 2; o > 0; o /= 2) x = op(x, machine::shuffle_xor(x, o));
         if (warps == 1) return machine::shuffle(x, 0);  // min and max of NaN depend on the order
         V* at = shared + turn * warps;  // two rooms in turn: nobody still reads the one before last
@@ -71,21 +185,27 @@ struct Block {
         for (int w = 1; w < warps; ++w) x = op(x, at[w]);
         return x;
     }
-    void total(V& x) const { x = join(x, [](V a, V b) { return a + b; }); }
-    void largest(V& x) const { x = join(x, [](V a, V b) { return larger(a, b); }); }
-    void smallest(V& x) const { x = join(x, [](V a, V b) { return smaller(a, b); }); }
+    struct Plus { V operator()(V a, V b) const { return a + b; } };
+    struct Larger { V operator()(V a, V b) const { return larger(a, b); } };
+    struct Smaller { V operator()(V a, V b) const { return smaller(a, b); } };
+    void total(V& x) const { x = join(x, Plus()); }
+    void largest(V& x) const { x = join(x, Larger()); }
+    void smallest(V& x) const { x = join(x, Smaller()); }
     template <class F> V sum(int n, F&& f) const {
         V r = V(0);
+        OPTLAYER_ROLLED
         for (int i = rank; i < n; i += threads) r = r + f(i);
         total(r);
         return r;
     }
     template <class F> V max(int n, V r, F&& f) const {
+        OPTLAYER_ROLLED
         for (int i = rank; i < n; i += threads) r = larger(r, V(f(i)));
         largest(r);
         return r;
     }
     template <class F> V min(int n, V r, F&& f) const {
+        OPTLAYER_ROLLED
         for (int i = rank; i < n; i += threads) r = smaller(r, V(f(i)));
         smallest(r);
         return r;
@@ -285,6 +405,7 @@ struct Block {
 
     // X := X L⁻' for one diagonal block: a row is a thread's.
     OPTLAYER_CALL void solve_rows(int m, int nb, V* x, int ldx, const V* block, int ld, const V* inv) const {
+        OPTLAYER_ROLLED
         for (int i = rank; i < m; i += threads) {
             V row[side];
             OPTLAYER_UNROLL
@@ -306,6 +427,7 @@ struct Block {
         const int padded = (m + warp - 1) / warp * warp;
         const int parts = least(threads / padded, n);  // more than one only if all rows have a thread
         if (parts < 2) {
+            OPTLAYER_ROLLED
             for (int i = rank; i < m; i += threads) {
                 V sum = V(0);
                 const int end = lower ? i + 1 : n;

@@ -115,7 +115,7 @@ template <class T, class Tm> struct Task {
 
     // ---- one elimination ----------------------------------------------------------------------------------------------
     // `keeps`: the factorisation has a home in the factor tensor, where the derivative finds it.
-    int32_t attempt(Method method, int64_t member, bool keeps, char* home, bool adjoint, bool rebuild) {
+    OPTLAYER_CALL int32_t attempt(Method method, int64_t member, bool keeps, char* home, bool adjoint, bool rebuild) {
         const Plan plan = d.plan(g, method);
         Fast fast{fast_at, size_t(d.fast_bytes), size_t(d.vector_bytes), longest(plan)};
         Moved moved[16];
@@ -168,7 +168,7 @@ template <class T, class Tm> struct Task {
     }
 
     template <class System, class Check>
-    int32_t run(Members& group, System& system, SharedBlock<T>& shared, Arena& work, Fast& fast, const Check& check) {
+    OPTLAYER_CALL int32_t run(Members& group, System& system, SharedBlock<T>& shared, Arena& work, Fast& fast, const Check& check) {
         const Tm& team = group.t;
         Data<T, T>& a = group.a;
         Interior<Tm, T, T, System> ip{team, a, system, group.x, group.out};
@@ -193,7 +193,7 @@ template <class T, class Tm> struct Task {
     }
 
     template <class System>
-    void differentiate(Members& group, System& system, SharedBlock<T>& shared, Arena& work, Fast& fast, bool rebuild) {
+    OPTLAYER_CALL void differentiate(Members& group, System& system, SharedBlock<T>& shared, Arena& work, Fast& fast, bool rebuild) {
         place_matrices(group, shared, work, fast);
         if (!measuring()) {
             load_matrices(group, shared);
@@ -207,7 +207,7 @@ template <class T, class Tm> struct Task {
     // ---- certificates ---------------------------------------------------------------------------------------------------
     // The multipliers of an infeasible problem diverge along a proof of it, the points of an unbounded one along a ray:
     //   y >= 0, nu:  A'nu + C'y = 0,  b'nu + h'y < 0;       z:  Q z = 0, A z = 0, C z <= 0,  q'z < 0.
-    template <class Interior> int32_t certify(Members& group, Interior& ip) {
+    template <class Interior> OPTLAYER_CALL int32_t certify(Members& group, Interior& ip) {
         const Tm& team = group.t;
         const Data<T, T>& a = group.a;
         Sides<T>& x = group.x;
@@ -299,14 +299,14 @@ template <class T, class Tm> struct Task {
             });
         }
     }
-    static bool finite(const Tm& team, int n, const T* x) {  // 0 x is 0 or NaN
+    static OPTLAYER_CALL bool finite(const Tm& team, int n, const T* x) {  // 0 x is 0 or NaN
         return team.max(n, T(0), [&](int i) { return T(0) * x[i] == T(0) ? T(0) : T(1); }) == T(0);
     }
     static bool matrices_finite(const Tm& team, const Data<T, T>& a) {
         return finite(team, a.diagonal ? a.n : a.n * a.n, a.Q) && finite(team, a.n * a.p, a.G) && finite(team, a.n * a.m, a.A);
     }
     // Q + eps max|Q| I has a Cholesky factorisation.
-    static bool convex(const Tm& team, const Data<T, T>& a, T* K, T* iK) {
+    static OPTLAYER_CALL bool convex(const Tm& team, const Data<T, T>& a, T* K, T* iK) {
         const int n = a.n;
         const T top = team.max(a.diagonal ? n : n * n, T(0), [&](int i) { return abs(a.Q[i]); });
         if (!(top > T(0))) return true;

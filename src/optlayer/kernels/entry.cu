@@ -19,7 +19,7 @@ template <class F> inline void each_member(const Args& g, const DevicePlan& d, c
 #if OPTLAYER_THREADS == 1
     // Local memory: the hardware interleaves the words of neighbouring threads, so that equal steps are one access.
     __align__(16) char own[OPTLAYER_LOCAL];
-    Task<T, Solo<T>> task{g, d, {}, own, slow};
+    Task<T, Thread<T>> task{g, d, {}, own, slow};
 #else
     extern __shared__ __align__(16) char memory[];
     using Team = Block<T, threads>;

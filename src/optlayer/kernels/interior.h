@@ -28,12 +28,15 @@ struct Interior {
     using T = scalar_of<V>;
     V *gd, *gp, *dz, *dnu, *row;  // residuals and corrections of the polish, scratch
 
+    Interior(const Tm& team, const Data<V, U>& data, System& elimination, Sides<V>& sides, Point<V>& point)
+        : t(team), a(data), system(elimination), x(sides), out(point) {}
+
     void place(Arena& w) {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), dnu = w.take<V>(a.m), row = w.take<V>(a.rows());
     }
 
     // Residuals of `out` and whether they meet the tolerance, each relative to 1 + its largest term.
-    V judge() {
+    OPTLAYER_CALL V judge() {
         const int n = a.n;
         // stationarity: Qz + q + A'nu + C'y
         V big = t.max(n, V(0), [&](int j) { return abs(a.q[j]); });
@@ -76,7 +79,7 @@ struct Interior {
 
     // Mehrotra's loop over the lanes that are live; leaves s, lam and the system's variables at the last point.
     template <class M>
-    void loop(M live, T tolerance, int iterations) {
+    OPTLAYER_CALL void loop(M live, T tolerance, int iterations) {
         const V tol = V(tolerance);
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
@@ -155,7 +158,7 @@ struct Interior {
 
     // The point of the interior loop as it is.
     template <class M>
-    void take_interior(M which) {
+    OPTLAYER_CALL void take_interior(M which) {
         t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg * x.on[k], x.lam[k], row[i]); });
         system.recover(row, dz, dnu);
@@ -170,7 +173,7 @@ struct Interior {
 
     // Active rows become equalities, the others vanish; iterative refinement against the data themselves.
     template <class M>
-    void polish(M which, int rounds) {
+    OPTLAYER_CALL void polish(M which, int rounds) {
         t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.goal[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
             const auto active = x.active[k] > V(0);
@@ -211,7 +214,7 @@ struct Interior {
 
     // Weights of the interior point itself, where no active set could be confirmed.
     template <class M>
-    void weigh_interior(M which) {
+    OPTLAYER_CALL void weigh_interior(M which) {
         t.each(a.rows(), [&](int i) { x.D[i] = V(0); });
         x.each(t, [&](int k, int i, V) {
             const V soft = x.on[k] * out.lam[k] / max(out.s[k], V(T(1e-30)));

@@ -4,12 +4,6 @@
 #pragma once
 #include "shim.h"
 
-#ifdef __CUDACC_RTC__
-#define OPTLAYER_CALL inline __noinline__  // a routine of the device: compiled once, called
-#else
-#define OPTLAYER_CALL inline
-#endif
-
 namespace optlayer {
 namespace machine {
 

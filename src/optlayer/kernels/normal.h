@@ -18,6 +18,8 @@ struct Normal {
     V *z, *nu, *y, *rd, *rp, *vz, *vnu, *u, *w, *W, *D;
     V unit, unit_dual, stationarity, scale_dual, kappa;
 
+    Normal(const Tm& team, const Data<V, U>& data, bool keep) : t(team), a(data), keep_rows(keep) {}
+
     bool diagonal_H() const { return a.diagonal && (a.p == 0 || keep_rows); }
     int kept() const { return keep_rows ? a.p : 0; }
     int mk() const { return a.m + kept(); }
@@ -36,7 +38,7 @@ struct Normal {
     V Qjj(int j) const { return V(a.diagonal ? a.Q[j] : a.Q[size_t(j) * a.n + j]); }
     static constexpr T tiny() { return sizeof(T) == 8 ? T(1e-12) : T(1e-6); }
 
-    void factor(const V* D_) {
+    OPTLAYER_CALL void factor(const V* D_) {
         const int n = a.n, k = mk();
         t.each(a.rows(), [&](int i) { D[i] = D_[i]; });
         auto diag = [&](int j) { return a.bounds ? Qjj(j) + D[a.p + j] : Qjj(j); };
@@ -78,7 +80,7 @@ struct Normal {
         }
     }
 
-    void solve_H(V* x) const {
+    OPTLAYER_CALL void solve_H(V* x) const {
         if (diagonal_H()) {
             t.each(a.n, [&](int j) { x[j] = x[j] * iK[j] * iK[j]; });
         } else {
@@ -88,7 +90,7 @@ struct Normal {
     }
 
     // Q vz + A'vnu + C'vy = rz,  A vz = rnu,  vy = D (C vz) + e
-    void kkt(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt) const {
+    OPTLAYER_CALL void kkt(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt) const {
         const int n = a.n, k = mk();
         t.each(n, [&](int j) { vz_[j] = a.bounds ? rz[j] - e[a.p + j] : rz[j]; });
         if (!keep_rows && a.p) t.gemv(n, a.p, a.G, n, e, vz_, -1);
@@ -292,7 +294,7 @@ struct Reduced {
     V unit, unit_dual, stationarity, kappa;
 
     Reduced(const Tm& t_, const Data<V, U>& a_, const NullSpace<U>& f_)
-        : t(t_), a(a_), f(f_), r{f_.reduced(), 0, a_.rows(), false, f_.Q, f_.C, nullptr, nullptr, nullptr}, in{t_, r, false} {}
+        : t(t_), a(a_), f(f_), r{f_.reduced(), 0, a_.rows(), false, f_.Q, f_.C, nullptr, nullptr, nullptr}, in(t_, r, false) {}
 
     void place(Arena& keep, Arena& work) {
         q = work.take<V>(r.n), zp = work.take<V>(a.n), row0 = work.take<V>(a.rows());

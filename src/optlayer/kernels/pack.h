@@ -12,7 +12,7 @@
 #endif
 
 #if defined(__CUDACC_RTC__)
-#define OPTLAYER_INLINE inline __forceinline__
+#define OPTLAYER_INLINE __forceinline__
 #define OPTLAYER_NOINLINE
 #define OPTLAYER_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)  // gcc and clang

@@ -24,7 +24,7 @@ struct SchurFactors {
 
     // scratch: n*(p+m) entries. Returns the members whose Q (or A Q⁻¹ A') is not safely positive definite.
     template <class Tm, class D>
-    auto prepare(const Tm& t, const D& a, U* scratch) {
+    OPTLAYER_CALL auto prepare(const Tm& t, const D& a, U* scratch) {
         const int n = a.n, m = a.m, p = a.p;
         U *X = scratch, *B = scratch + size_t(n) * p;
         auto bad = U(0) > U(1);  // no lane
@@ -88,7 +88,7 @@ struct Schur {
         w = work.take<V>(a.n), wm = work.take<V>(a.m);
     }
 
-    void solve_Q(V* x) const {  // x := Q⁻¹ x
+    OPTLAYER_CALL void solve_Q(V* x) const {  // x := Q⁻¹ x
         if (a.diagonal) {
             t.each(a.n, [&](int j) { x[j] = x[j] * V(f.iL[j]) * V(f.iL[j]); });
         } else {
@@ -98,7 +98,7 @@ struct Schur {
     }
 
     // Q vz + A'vnu + G'vy = rz,  A vz = rnu,  vy = D (G vz) + e  with W = 1/D
-    void kkt(const V* rz, const V* rnu, const V* e, V* vz, V* vnu, V* vy, V* vt) const {
+    OPTLAYER_CALL void kkt(const V* rz, const V* rnu, const V* e, V* vz, V* vnu, V* vy, V* vt) const {
         t.each(a.n, [&](int j) { w[j] = rz[j]; });
         solve_Q(w);
         t.each(a.m, [&](int i) { vnu[i] = -rnu[i]; });
@@ -117,7 +117,7 @@ struct Schur {
     }
 
     // z and nu from the multipliers of the rows; vnu holds LA⁻¹(A Q⁻¹ rz - rnu)
-    void finish(const V* rz, const V* vy, V* vz, V* vnu) const {
+    OPTLAYER_CALL void finish(const V* rz, const V* vy, V* vz, V* vnu) const {
         if (a.m) {
             t.gemv_t(a.p, a.m, f.E, a.p, vy, vnu, -1);
             t.solve_lower_t(a.m, f.LA, a.m, f.iLA, vnu);
@@ -159,7 +159,7 @@ struct Schur {
         t.each(a.p, [&](int i) { v[i] = v0[i] - v[i]; });
     }
 
-    void factor(const V* D) {
+    OPTLAYER_CALL void factor(const V* D) {
         const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));  // an absent row drops out
         t.each(a.p, [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
         t.each_lower(a.p, [&](int i, int j) { F[size_t(j) * a.p + i] = V(f.M[size_t(j) * a.p + i]); });
@@ -167,7 +167,7 @@ struct Schur {
         t.cholesky(a.p, F, a.p, iF, V(0));
     }
     // dy = D dt + e, with stationarity kept: dt = -M dy
-    void direction(const V* e, V* dy, V* dt) const {
+    OPTLAYER_CALL void direction(const V* e, V* dy, V* dt) const {
         t.each(a.p, [&](int i) { dy[i] = W[i] * e[i]; });
         t.solve_lower(a.p, F, a.p, iF, dy);
         t.solve_lower_t(a.p, F, a.p, iF, dy);
@@ -181,7 +181,7 @@ struct Schur {
         t.each(a.n, [&](int j) { w[j] = -a.q[j]; });
         recover_at(w, yy, z, nu);
     }
-    void recover_at(V* rz, const V* yy, V* z, V* nu) {
+    OPTLAYER_CALL void recover_at(V* rz, const V* yy, V* z, V* nu) {
         t.each(a.n, [&](int j) { z[j] = rz[j]; });
         solve_Q(z);
         t.each(a.m, [&](int i) { nu[i] = -a.b[i]; });

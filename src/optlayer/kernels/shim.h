@@ -1,6 +1,14 @@
 // The few names of the standard library that the kernels use, for NVRTC, which compiles from memory and has none.
 // Everything NVRTC compiles is device code (-default-device).
 #pragma once
+#ifdef __CUDACC_RTC__
+#define OPTLAYER_CALL __noinline__  // on a GPU a routine that is called, not repeated wherever it is used
+#define OPTLAYER_ROLLED _Pragma("unroll 1")
+#else
+#define OPTLAYER_CALL
+#define OPTLAYER_ROLLED
+#endif
+
 #ifndef __CUDACC_RTC__
 #include <cmath>
 #include <cstddef>

@@ -5,6 +5,9 @@
 #include "interior.h"
 #include "normal.h"
 #include "schur.h"
+#ifndef __CUDACC_RTC__
+#include "active.h"
+#endif
 
 namespace optlayer {
 
@@ -19,6 +22,7 @@ struct Plan {
     bool lower, upper;
     int *kept;           // p rows of G that stay; nullptr: all, and no row is a bound
     int *lower_row, *upper_row;  // row of G that is the bound of variable j, or -1: the user's own
+    bool whole;          // the active-set method forms all of M
     size_t keep_bytes, work_bytes, shared_bytes, shared_scratch;
 
     int kept_row(int k) const { return kept ? kept[k] : k; }
@@ -93,19 +97,56 @@ struct Group {
             return;
         }
         a.Q = w.take<U>(plan.diagonal ? a.n : size_t(a.n) * a.n);
-        a.G = w.take<U>(size_t(a.n) * a.p), a.A = w.take<U>(size_t(a.n) * a.m);
+        a.G = w.take<U>(in_place_G() ? 0 : size_t(a.n) * a.p), a.A = w.take<U>(in_place_A() ? 0 : size_t(a.n) * a.m);
     }
-    void load_matrices() {
+    // On a CPU a QP alone reads the user's memory where its layout is ours.
+    static constexpr bool in_place = std::is_same<T, U>::value && std::is_same<Tm, Solo<V>>::value;
+    bool in_place_G() const { return in_place && (!plan.kept || plan.p == g.p); }
+    bool in_place_A() const { return in_place; }
+
+    void load_matrices(bool with_Q = true) {
         if constexpr (std::is_same<U, V>::value) {
-            if (!plan.shared) copy_matrices(const_cast<V*>(a.Q), const_cast<V*>(a.G), const_cast<V*>(a.A));
+            if (plan.shared) return;
+            if constexpr (in_place) {
+                if (in_place_G()) a.G = View<const T>(g.G).of(member[0]);
+                if (in_place_A()) a.A = View<const T>(g.A).of(member[0]);
+                const T* Q = View<const T>(g.Q).of(member[0]);
+                if (g.diagonal || (with_Q && !plan.diagonal && symmetric(Q))) a.Q = Q, with_Q = false;
+            }
+            copy_matrices(with_Q ? const_cast<V*>(a.Q) : nullptr, in_place_G() ? nullptr : const_cast<V*>(a.G),
+                          in_place_A() ? nullptr : const_cast<V*>(a.A));
         }
     }
-    void copy_matrices(V* Q, V* G, V* A) const {
+    bool symmetric(const T* Q) const {
+        const int n = plan.n, block = 16;
+        for (int j = 0; j < n; j += block)
+            for (int i = j; i < n; i += block) {
+                bool same = true;
+                for (int c = j; c < j + block && c < n; ++c)
+                    for (int r = i; r < i + block && r < n; ++r) same &= Q[size_t(c) * n + r] == Q[size_t(r) * n + c];
+                if (!same) return false;
+            }
+        return true;
+    }
+    void copy_matrices(V* Q, V* G, V* A) const {  // absent: not wanted
         const int n = plan.n;
-        T *rQ = reinterpret_cast<T*>(Q), *rG = reinterpret_cast<T*>(G);
+        copy_Q(Q);
+        T* rG = reinterpret_cast<T*>(G);
+        for (int l = 0; l < W; ++l) {
+            const T* rows = View<const T>(g.G).of(member[l]);
+            if (G) t.each_pair(n, plan.p, [&](int j, int r) {
+                rG[(size_t(r) * n + j) * W + l] = rows[size_t(plan.kept_row(r)) * n + j];
+            });
+        }
+        if (A && plan.m) load(A, g.A, n * plan.m);
+    }
+    void copy_Q(V* Q) const {
+        const int n = plan.n;
+        T* rQ = reinterpret_cast<T*>(Q);
         for (int l = 0; l < W; ++l) {
             const T* src = View<const T>(g.Q).of(member[l]);
-            if (g.diagonal) {
+            if (!Q) {
+            } else if (g.diagonal) {
                 t.each(n, [&](int j) { rQ[size_t(j) * W + l] = src[j]; });
             } else if (plan.diagonal) {
                 t.each(n, [&](int j) { rQ[size_t(j) * W + l] = src[size_t(j) * n + j]; });
@@ -115,12 +156,7 @@ struct Group {
                     rQ[(size_t(j) * n + i) * W + l] = v, rQ[(size_t(i) * n + j) * W + l] = v;
                 });
             }
-            const T* rows = View<const T>(g.G).of(member[l]);
-            t.each_pair(n, plan.p, [&](int j, int r) {
-                rG[(size_t(r) * n + j) * W + l] = rows[size_t(plan.kept_row(r)) * n + j];
-            });
         }
-        if (plan.m) load(A, g.A, n * plan.m);
     }
 
     // Coefficient of a row of G that is a bound of variable j.
@@ -196,13 +232,24 @@ struct Group {
 
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
-        Interior<Tm, V, U, System> ip{t, a, system, x, out};
+        Interior<Tm, V, U, System> ip(t, a, system, x, out);
         ip.place(work);
         if (!work.base) return;
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         out.solved = select(bad, V(0), out.solved);
         store_answer();
     }
+
+#ifndef __CUDACC_RTC__
+    template <class Bad>
+    void solve(Active<Tm, V, U>& system, Arena& work, Bad bad) {
+        Interior<Tm, V, U, Active<Tm, V, U>> judge(t, a, system, x, out);
+        judge.place(work);
+        if (!work.base) return;
+        system.run(judge, x, out, bad, count, T(g.tolerance));
+        store_answer();
+    }
+#endif
 
     void store_answer() const {
         store(out.z, g.z, plan.n);
@@ -228,6 +275,58 @@ struct Group {
     }
 
     // ---- the derivative's system --------------------------------------------------------------------------------
+    void zero_unsolved(V* vz, V* vnu, V* vk) const {  // they have no derivative
+        for (int l = 0; l < W; ++l) {
+            if (View<const int32_t>(g.status).of(member[l])[0] == SOLVED) continue;
+            t.each(plan.n, [&](int j) { set_lane(vz[j], l, T(0)); });
+            t.each(plan.m, [&](int i) { set_lane(vnu[i], l, T(0)); });
+            t.each(plan.sides(), [&](int k) { set_lane(vk[k], l, T(0)); });
+        }
+    }
+    // The right-hand side of the sides, in the units of found bounds.
+    void load_side_rhs(V* rk) const {
+        const View<const T> rl(g.r_lam), rlo(g.r_lb), rup(g.r_ub);
+        fill_sides(
+            rk, [&](int64_t mem, int r, T c) { return rl ? rl.of(mem)[r] / c : T(0); },
+            [&](int64_t mem, int j, bool up) {
+                return up ? (rup ? rup.of(mem)[j] : T(0)) : (rlo ? rlo.of(mem)[j] : T(0));
+            });
+    }
+
+#ifndef __CUDACC_RTC__
+    // Active rows are equalities: one solve with the factor that pivoting ended with.
+    void adjoint(Active<Tm, V, U>& system, Arena& w, bool) {
+        const int n = plan.n, m = plan.m, R = plan.rows(), S = plan.sides();
+        V *rz = w.take<V>(n), *rnu = w.take<V>(m), *rk = w.take<V>(S), *goal = w.take<V>(R);
+        V *vz = w.take<V>(n), *vnu = w.take<V>(m), *vk = w.take<V>(S), *vy = w.take<V>(R);
+        if (!w.base) return;
+        t.each(n, [&](int j) { rz[j] = V(0); });
+        t.each(m, [&](int i) { rnu[i] = V(0); });
+        if (g.r_z.data) load(rz, g.r_z, n);
+        if (g.r_nu.data && m) load(rnu, g.r_nu, m);
+        t.each(R, [&](int i) { goal[i] = V(0); });
+        system.mark_sides();
+        const bool sides = g.r_lam.data || g.r_lb.data || g.r_ub.data;
+        if (sides) {
+            load_side_rhs(rk);
+            t.each(R, [&](int i) { goal[i] = V(0); });
+            x.each(t, [&](int k, int i, V sg) {
+                for (int l = 0; l < W; ++l)
+                    if (system.side_of(i, l) * lane(sg, l) > T(0)) set_lane(goal[i], l, lane(sg * rk[k], l));
+            });
+        }
+        system.kkt(rz, rnu, goal, vz, vnu, vy);
+        x.each(t, [&](int k, int i, V sg) {
+            vk[k] = V(0);
+            for (int l = 0; l < W; ++l)
+                if (system.side_of(i, l) * lane(sg, l) > T(0)) set_lane(vk[k], l, lane(sg * vy[i], l));
+        });
+        zero_unsolved(vz, vnu, vk);
+        store(vz, g.v_z, n);
+        if (m) store(vnu, g.v_nu, m);
+        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true, T(0));
+    }
+#endif
     template <class System>
     void adjoint(System& system, Arena& w, bool rebuild) {
         const int n = plan.n, m = plan.m, R = plan.rows(), S = plan.sides();
@@ -239,13 +338,8 @@ struct Group {
         zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
         if (g.r_z.data) load(rz, g.r_z, n);
         if (g.r_nu.data && m) load(rnu, g.r_nu, m);
-        const View<const T> rl(g.r_lam), rlo(g.r_lb), rup(g.r_ub), ps(g.s), pl(g.lam), pz(g.z), plo(g.lam_lb), pup(g.lam_ub),
-            lb(g.lb), ub(g.ub);
-        fill_sides(
-            rk, [&](int64_t mem, int r, T c) { return rl ? rl.of(mem)[r] / c : T(0); },
-            [&](int64_t mem, int j, bool up) {
-                return up ? (rup ? rup.of(mem)[j] : T(0)) : (rlo ? rlo.of(mem)[j] : T(0));
-            });
+        const View<const T> ps(g.s), pl(g.lam), pz(g.z), plo(g.lam_lb), pup(g.lam_ub), lb(g.lb), ub(g.ub);
+        load_side_rhs(rk);
         fill_sides(
             lam, [&](int64_t mem, int r, T c) { return pl.of(mem)[r] * c; },
             [&](int64_t mem, int j, bool up) { return up ? (pup ? pup.of(mem)[j] : T(0)) : (plo ? plo.of(mem)[j] : T(0)); });
@@ -293,12 +387,7 @@ struct Group {
             t.each(m, [&](int i) { vnu[i] = vnu[i] + dnu[i]; });
             x.each(t, [&](int k, int i, V sg) { vk[k] = fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]); });
         }
-        for (int l = 0; l < W; ++l) {  // unsolved members have no derivative
-            if (View<const int32_t>(g.status).of(member[l])[0] == SOLVED) continue;
-            t.each(n, [&](int j) { set_lane(vz[j], l, T(0)); });
-            t.each(m, [&](int i) { set_lane(vnu[i], l, T(0)); });
-            t.each(S, [&](int k) { set_lane(vk[k], l, T(0)); });
-        }
+        zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);
         store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true, T(0));

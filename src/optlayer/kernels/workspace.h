@@ -65,7 +65,7 @@ struct Data {
     int rows() const { return p + bounds; }
 
     template <class Tm>
-    void add_Qz(const Tm& t, const V* z, V* out) const {
+    OPTLAYER_CALL void add_Qz(const Tm& t, const V* z, V* out) const {
         if (diagonal)
             t.each(n, [&](int j) { out[j] = fma(V(Q[j]), z[j], out[j]); });
         else
@@ -73,14 +73,14 @@ struct Data {
     }
     // out = C z
     template <class Tm>
-    void rows_times(const Tm& t, const V* z, V* out) const {
+    OPTLAYER_CALL void rows_times(const Tm& t, const V* z, V* out) const {
         t.each(p, [&](int i) { out[i] = V(0); });
         if (p) t.gemv_t(n, p, G, n, z, out);
         t.each(bounds, [&](int j) { out[p + j] = z[j]; });
     }
     // out += C'y
     template <class Tm>
-    void add_rows_t(const Tm& t, const V* y, V* out, int sign = 1) const {
+    OPTLAYER_CALL void add_rows_t(const Tm& t, const V* y, V* out, int sign = 1) const {
         if (p) t.gemv(n, p, G, n, y, out, sign);
         const V sg = V(sign);
         t.each(bounds, [&](int j) { out[j] = fma(sg, y[p + j], out[j]); });

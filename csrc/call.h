@@ -1,0 +1,365 @@
+// One call of the core for one dtype: the plan, what the batch shares, and the groups of members spread over threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "kernels/solver.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace optlayer {
+
+// ---- structure and plan ----------------------------------------------------------------------------------------------
+
+template <class T>
+bool diagonal_everywhere(const Args& g) {
+    if (g.diagonal) return true;
+    const View<const T> Q(g.Q);
+    const int64_t members = g.Q.stride ? g.batch : 1;
+    for (int64_t k = 0; k < members; ++k)
+        for (int i = 0; i < g.n; ++i)
+            for (int j = 0; j < g.n; ++j)
+                if (i != j && Q.of(k)[size_t(i) * g.n + j] != T(0)) return false;
+    return true;
+}
+
+// Variable whose bound row i of G is in every member, or -1.
+template <class T>
+int bound_variable(const Args& g, int i) {
+    const View<const T> G(g.G);
+    const int64_t members = g.G.stride ? g.batch : 1;
+    int variable = -1;
+    bool positive = false;
+    for (int64_t k = 0; k < members; ++k) {
+        const T* row = G.of(k) + size_t(i) * g.n;
+        int found = -1;
+        for (int j = 0; j < g.n; ++j) {
+            if (row[j] == T(0)) continue;
+            if (found >= 0) return -1;
+            found = j;
+        }
+        if (found < 0 || !(row[found] - row[found] == T(0))) return -1;
+        if (k == 0) variable = found, positive = row[found] > T(0);
+        if (found != variable || (row[found] > T(0)) != positive) return -1;
+    }
+    return variable;
+}
+
+// Multiply-adds of an interior-point iteration, and a tenth of what is done once: the cheapest elimination.
+inline Method cheapest_elimination(const Plan& p, bool definite) {
+    const double n = p.n, m = p.m, r = p.p, R = p.rows(), k = n - m, dual = m + r, never = 1e300;
+    const bool only_rows = p.p > 0 && p.bounds == 0;
+    const double once = p.shared ? 0 : ((p.diagonal ? 0 : n * n * n / 6 + n * n * dual / 2) + n * dual * dual / 2) / 10;
+    const double dense_n = p.diagonal && r == 0 ? 0 : n * n * n / 6 + m * n * n / 2;
+    double cost[5] = {0};
+    cost[SCHUR] = only_rows && definite ? r * r * r / 6 + 3 * r * r + once : never;
+    cost[NORMAL] = dense_n + r * n * n / 2 + m * m * n / 2 + m * m * m / 6 + 2 * (n * n + n * R + n * m);
+    cost[DIAGONAL] = p.diagonal && r > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : never;
+    cost[NULL_SPACE] = p.shared && m > 0 && k > 0 ? R * k * k / 2 + k * k * k / 6 + 3 * n * k + 3 * n * R / 2 : never;
+    Method best = NORMAL;
+    for (Method x : {SCHUR, DIAGONAL, NULL_SPACE})
+        if (cost[x] < cost[best]) best = x;
+    return best;
+}
+
+// The active-set method forms all of M when it guesses from it, shares it, or would form most of its columns anyway.
+inline bool forms_whole(const Plan& p) {
+    const double R = p.rows(), k = p.n - p.m;
+    if (p.lanes > 1 || 2 * R <= 3 * k) return true;
+    return p.shared ? R * R <= 4e6 : 0.7 * k >= 0.5 * R;
+}
+
+inline bool possible(const Plan& p, Method x) {
+    if (x == SCHUR) return p.p > 0 && p.bounds == 0;
+    if (x == DIAGONAL) return p.diagonal && p.p > 0;
+    if (x == NULL_SPACE) return p.shared && p.m > 0 && p.m < p.n;
+    return x == NORMAL || x == ACTIVE;
+}
+
+// ---- what the batch shares -----------------------------------------------------------------------------------------
+template <class T>
+struct Shared {
+    Data<T, T> a{};
+    SchurFactors<T> schur{};
+    ActiveFactors<T> active{};
+    NullSpace<T> null{};
+    T* room = nullptr;  // scratch of the preparation
+    int32_t* flag = nullptr;
+    bool bad = false;
+
+    void place(Arena& w, const Plan& p, Arena& once) {
+        a.n = p.n, a.m = p.m, a.p = p.p, a.bounds = p.bounds, a.diagonal = p.diagonal;
+        a.Q = w.take<T>(p.diagonal ? p.n : size_t(p.n) * p.n);
+        a.G = w.take<T>(size_t(p.n) * p.p), a.A = w.take<T>(size_t(p.n) * p.m);
+        if (p.method == ACTIVE) {
+            active.place(w, w, once, p.n, p.m, p.p, p.bounds, p.diagonal, p.whole);
+        } else if (p.method == SCHUR) {
+            schur.place(w, p.n, p.m, p.p, p.diagonal);
+            room = once.take<T>(size_t(p.n) * (p.p + p.m));
+        } else if (p.method == NULL_SPACE) {
+            null.n = p.n, null.m = p.m;
+            null.place(w, p.rows());
+            room = once.take<T>(NullSpace<T>::scratch(p.n, p.m));
+        }
+        flag = w.take<int32_t>(1);
+    }
+    void prepare(const Args& g, const Plan& p) {
+        Group<T, T> group(g, p);
+        group.choose_members(0);
+        group.copy_matrices(const_cast<T*>(a.Q), const_cast<T*>(a.G), const_cast<T*>(a.A));
+        Solo<T> t;
+        if (p.method == ACTIVE) bad = active.prepare(t, a);
+        if (p.method == SCHUR) bad = schur.prepare(t, a, room);
+        if (p.method == NULL_SPACE) bad = !null.prepare(t, a, room);
+        *flag = bad;
+    }
+};
+
+// ---- one group ------------------------------------------------------------------------------------------------------
+
+enum class Task { SOLVE, ADJOINT, REBUILD };  // REBUILD: the derivative, with the factors made anew
+
+// One layout for the solve, the derivative and the measuring of both (work_at == nullptr: only measure).
+template <class V, class U>
+void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared, int64_t first, Arena& keep, Arena& work, Task task) {
+    constexpr bool matrices_shared = std::is_same<U, scalar_of<V>>::value;
+    const bool measure = work.base == nullptr, adjoint = task != Task::SOLVE;
+    Group<V, U> group(g, p);
+    Arena& kept = measure || keep.base ? keep : work;  // nothing to keep: the factors are scratch
+    const U *Q = nullptr, *G = nullptr, *A = nullptr;
+    if constexpr (matrices_shared)
+        if (shared && p.shared) Q = shared->a.Q, G = shared->a.G, A = shared->a.A;
+    group.place_matrices(work, Q, G, A);
+    group.place_sides(kept, work);
+    if (!measure) {
+        group.choose_members(first);
+        group.load_matrices(p.method != ACTIVE || !adjoint);
+        if (!adjoint) group.load_vectors(), group.load_sides();
+    }
+    auto& a = group.a;
+    auto finish = [&](auto& system, auto bad) {
+        if (adjoint) group.adjoint(system, work, task == Task::REBUILD);
+        else group.solve(system, work, bad);
+    };
+    auto bad = V(0) > V(1);  // no lane
+    if (p.method == ACTIVE) {
+        ActiveFactors<U> f{};
+        if (p.shared) {
+            if constexpr (matrices_shared)
+                if (shared) f = shared->active, bad = mask_of<V>(shared->bad);
+        } else {
+            f.place(kept, work, work, p.n, p.m, p.p, p.bounds, p.diagonal, p.whole);
+            if constexpr (std::is_same<U, V>::value)
+                if (!measure && !adjoint) bad = f.prepare(group.t, a);
+        }
+        Active<Solo<V>, V, U> system(group.t, a, f);
+        system.place(kept, work);
+        finish(system, bad);
+    } else if (p.method == SCHUR) {
+        SchurFactors<U> f{};
+        if (p.shared) {
+            if constexpr (matrices_shared)
+                if (shared) f = shared->schur, bad = mask_of<V>(shared->bad);
+        } else {
+            f.place(kept, p.n, p.m, p.p, p.diagonal);
+            U* x = work.take<U>(size_t(p.n) * (p.p + p.m));
+            if constexpr (std::is_same<U, V>::value)
+                if (!measure && !adjoint) bad = f.prepare(group.t, a, x);
+        }
+        Schur<Solo<V>, V, U> system(group.t, a, f);
+        system.place(kept, work);
+        finish(system, bad);
+    } else if (p.method == NULL_SPACE) {
+        if constexpr (matrices_shared) {
+            NullSpace<U> f{};
+            if (shared) f = shared->null, bad = mask_of<V>(shared->bad);
+            f.n = p.n, f.m = p.m;
+            Reduced<Solo<V>, V, U> system(group.t, a, f);
+            system.place(kept, work);
+            finish(system, bad);
+        }
+    } else {
+        Normal<Solo<V>, V, U> system(group.t, a, p.method == DIAGONAL);
+        system.place(kept, work);
+        if (!measure && adjoint) system.kappa = system.curvature();
+        finish(system, bad);
+    }
+}
+
+// ---- a call ---------------------------------------------------------------------------------------------------------
+
+template <class T>
+class Call {
+  public:
+    static void solve(Args& g) { Call(g, true).run(Task::SOLVE); }
+    static void kkt_solve(Args& g) { Call(g, g.factor.data == nullptr).run(Task::ADJOINT); }
+
+  private:
+    using Lanes = Pack<T, native_width<T>>;
+
+    // What stands at the head of a kept factor.
+    struct Header {
+        Plan plan;
+        size_t lists, flags, shared, groups;  // offsets
+    };
+
+    Args& g;
+    Plan plan{};
+    Plan spare{};  // the second method, one member at a time
+    std::vector<int> lists;
+    Header* header = nullptr;
+    Shared<T> shared;
+
+    Call(Args& args, bool anew) : g(args) {
+        if (anew) {
+            find_structure();
+            choose(Method(g.method), true);
+        } else {
+            header = static_cast<Header*>(g.factor.data);
+            plan = header->plan;
+            point_to(reinterpret_cast<int*>(at(header->lists)));
+        }
+        spare = plan;
+        spare.shared = false, spare.lanes = 1, spare.method = cheapest_elimination(spare, false);
+        measure(spare);
+    }
+
+    char* at(size_t offset) const { return reinterpret_cast<char*>(header) + offset; }
+
+    void find_structure() {
+        plan.n = g.n, plan.m = g.m;
+        plan.shared = !g.Q.stride && (!g.G.data || !g.G.stride) && (!g.A.data || !g.A.stride);
+        plan.diagonal = diagonal_everywhere<T>(g);
+        plan.lower = g.lb.data, plan.upper = g.ub.data;
+        lists.assign(size_t(g.p) + 2 * size_t(g.n), -1);
+        point_to(lists.data());
+        const View<const T> G(g.G);
+        for (int i = 0; i < g.p; ++i) {
+            const int j = bound_variable<T>(g, i);
+            if (j >= 0) {
+                const bool upper = G.of(0)[size_t(i) * g.n + j] > T(0);
+                int& row = (upper ? plan.upper_row : plan.lower_row)[j];
+                if (row < 0 && !(upper ? g.ub.data : g.lb.data)) {
+                    row = i, (upper ? plan.upper : plan.lower) = true;
+                    continue;
+                }
+            }
+            plan.kept[plan.p++] = i;
+        }
+        plan.bounds = plan.lower || plan.upper ? g.n : 0;
+    }
+    void point_to(int* list) { plan.kept = list, plan.lower_row = list + g.p, plan.upper_row = plan.lower_row + g.n; }
+
+    void choose(Method wanted, bool definite) {
+        if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
+        else plan.method = definite && g.polish ? ACTIVE : cheapest_elimination(plan, definite);
+        // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
+        const bool tiny = plan.n <= 16 && plan.rows() <= 32 && plan.m <= 16;
+        plan.lanes = g.lanes > 1 || (g.lanes == 0 && tiny) ? native_width<T> : 1;
+        plan.whole = forms_whole(plan);
+        measure(plan);
+        g.lanes = plan.lanes;
+    }
+
+    void dispatch(const Plan& p, int64_t first, Arena keep, Arena work, Task task) {
+        const Shared<T>* s = p.shared && work.base ? &shared : nullptr;
+        dispatch(p, s, first, keep, work, task);
+    }
+    void dispatch(const Plan& p, const Shared<T>* s, int64_t first, Arena& keep, Arena& work, Task task) {
+        if (p.lanes > 1 && p.shared) run_group<Lanes, T>(g, p, s, first, keep, work, task);
+        else if (p.lanes > 1) run_group<Lanes, Lanes>(g, p, s, first, keep, work, task);
+        else run_group<T, T>(g, p, s, first, keep, work, task);
+    }
+    void measure(Plan& p) {
+        p.keep_bytes = p.work_bytes = 0;
+        for (Task task : {Task::SOLVE, Task::ADJOINT}) {
+            Arena keep, work;
+            dispatch(p, nullptr, 0, keep, work, task);
+            p.keep_bytes = keep.used;
+            if (work.used > p.work_bytes) p.work_bytes = work.used;
+        }
+        Arena block, once;
+        Shared<T> s;
+        if (p.shared) s.place(block, p, once);
+        p.shared_bytes = block.used, p.shared_scratch = once.used;
+    }
+
+    int64_t groups() const { return (g.batch + plan.lanes - 1) / plan.lanes; }
+
+    // The kept factor: header, lists, a byte for each member that has one, what is shared, the groups.
+    void allocate_factor() {
+        const auto round = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+        Header h{plan, round(sizeof(Header)), 0, 0, 0};
+        h.flags = h.lists + round(lists.size() * sizeof(int));
+        h.shared = h.flags + round(size_t(g.batch));
+        h.groups = h.shared + plan.shared_bytes;
+        header = static_cast<Header*>(Blocks::take(h.groups + size_t(groups()) * plan.keep_bytes, g.factor.stride));
+        g.factor.data = header;
+        *header = h;
+        std::memcpy(at(h.lists), lists.data(), lists.size() * sizeof(int));
+    }
+
+    void share(Task task) {
+        char* room = static_cast<char*>(prepared().reserve(plan.shared_scratch + (header ? 0 : plan.shared_bytes)));
+        Arena lasting(header ? at(header->shared) : room + plan.shared_scratch), passing(room);
+        shared.place(lasting, plan, passing);
+        if (task == Task::SOLVE) shared.prepare(g, plan);
+        else shared.bad = *shared.flag;
+    }
+
+    void run(Task task) {
+        const bool solving = task == Task::SOLVE;
+        if (solving && g.keep) allocate_factor();
+        if (plan.shared && (solving || header)) {
+            share(task);
+            if (solving && shared.bad && (plan.method == ACTIVE || plan.method == SCHUR)) {  // not strictly convex
+                choose(AUTO, false);
+                if (header) Blocks::give(header), header = nullptr, allocate_factor();
+                share(task);
+            }
+        }
+        g.method = plan.method;
+        char* flags = header ? at(header->flags) : nullptr;
+        const View<int32_t> status(g.status);
+        const size_t room = std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes);
+        over_threads(room, [&](int64_t i, char* work) {
+            const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
+            const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
+            bool usable = solving;
+            if (!solving && flags)
+                for (int64_t k = first; k < last; ++k) usable |= flags[k];
+            if (usable) dispatch(plan, first, keep, Arena(work), task);
+            for (int64_t k = first; k < last; ++k) {
+                const bool solved = status.of(k)[0] == SOLVED;
+                if (solving) {
+                    if (flags) flags[k] = solved;
+                    if (!solved && (plan.method != spare.method || plan.lanes > 1)) dispatch(spare, k, Arena(), Arena(work), task);
+                } else if (solved && !(flags && flags[k])) {
+                    dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
+                }
+            }
+        });
+    }
+
+    // body(group, scratch) for all groups, by threads that each take some groups at a time
+    template <class F> void over_threads(size_t room, F&& body) {
+        const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 16, 64));
+        int workers = g.threads < 1 ? 1 : g.threads;
+        if (workers > count) workers = int(count);
+        std::atomic<int64_t> next{0};
+        std::atomic<bool> failed{false};
+        Pool::run(workers, [&](int) {
+            try {
+                char* work = static_cast<char*>(scratch().reserve(room));
+                for (int64_t from; (from = next.fetch_add(chunk)) < count;)
+                    for (int64_t i = from; i < std::min(from + chunk, count); ++i) body(i, work);
+            } catch (...) {  // (the only one is bad_alloc)
+                failed = true;
+            }
+        });
+        if (failed) throw std::bad_alloc();
+    }
+};
+
+}  // namespace optlayer

@@ -1,0 +1,322 @@
+// The active-set method for strictly convex Q: what depends on Q, G and A (once for the batch when it shares them),
+// the pivoting of each member (pivoting.h), and the derivative with the factor that pivoting ends with.
+//
+// With the rows C = [G; I] (I: bounds), Q = L L' and A Q⁻¹A' = LA LA',
+//     C z = v0 - M y,   M = C P C' = X X' - E E',   X = C L⁻',   E = X (A L⁻')' LA⁻'.
+// An active row is an equality, M_AA over them is all that a member factors.
+#pragma once
+#include "interior.h"
+#include "pivoting.h"
+
+namespace optlayer {
+
+template <class U>
+struct ActiveFactors {
+    U *L, *iL;    // Q = L L'; a diagonal Q: iL alone
+    U *LA, *iLA;  // A Q⁻¹ A' = LA LA'
+    U *E;         // rows×m
+    U *X;         // C L⁻': p×n, and below it, for bounds and a dense Q, the n×n L⁻'
+    U *M;         // rows×rows, or absent: columns are formed when needed
+    U *diagonal;  // of M, when M is absent
+    U *B;         // scratch: A L⁻'
+    int n, m, p, bounds;
+    bool diagonal_Q, whole;
+
+    int rows() const { return p + bounds; }
+    int stored() const { return diagonal_Q ? p : rows(); }  // rows of X
+
+    // keep: what the derivative needs; lasting: what pivoting needs; passing: what only `prepare` needs
+    void place(Arena& keep, Arena& lasting, Arena& passing, int n_, int m_, int p_, int bounds_, bool diagonal_, bool whole_) {
+        n = n_, m = m_, p = p_, bounds = bounds_, diagonal_Q = diagonal_, whole = whole_;
+        L = keep.take<U>(diagonal_Q ? 0 : size_t(n) * n), iL = keep.take<U>(n);
+        LA = keep.take<U>(size_t(m) * m), iLA = keep.take<U>(m), E = keep.take<U>(size_t(rows()) * m);
+        M = lasting.take<U>(whole ? size_t(rows()) * rows() : 0), diagonal = lasting.take<U>(whole ? 0 : rows());
+        X = (whole ? passing : lasting).template take<U>(size_t(stored()) * n);
+        B = passing.take<U>(size_t(n) * m);
+    }
+
+    // Returns the members whose Q (or A Q⁻¹ A') is not safely positive definite.
+    template <class Tm, class D>
+    auto prepare(const Tm& t, const D& a) {
+        using T = scalar_of<U>;
+        const int R = rows(), S = stored();
+        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-6));
+        t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = a.G[size_t(i) * n + j]; });
+        t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = a.A[size_t(i) * n + j]; });
+        auto bad = U(0) > U(1);  // no lane
+        if (diagonal_Q) {
+            const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
+            const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
+            bad = !(least > safe * top);
+            t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
+            t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = X[size_t(j) * S + i] * iL[j]; });
+            t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
+        } else {
+            t.each_lower(n, [&](int i, int j) { L[size_t(j) * n + i] = a.Q[size_t(j) * n + i]; });
+            const U top = t.max(n, U(0), [&](int j) { return U(a.Q[size_t(j) * n + j]); });
+            bad = t.cholesky(n, L, n, iL, safe * top);
+            bad = bad | !(top > U(0));
+            if (p) t.trsm_right(p, n, X, S, L, n, iL);
+            if (m) t.trsm_right(m, n, B, m, L, n, iL);
+            if (bounds) inverse(t, X + p, S);
+        }
+        if (m) {
+            t.each_pair(m, m, [&](int i, int j) { LA[size_t(j) * m + i] = U(0); });
+            t.update_lower(m, n, LA, m, B, m, B, m);
+            t.each_lower(m, [&](int i, int j) { LA[size_t(j) * m + i] = -LA[size_t(j) * m + i]; });
+            const U top = t.max(m, U(0), [&](int j) { return LA[size_t(j) * m + j]; });
+            bad = bad | t.cholesky(m, LA, m, iLA, safe * top);
+            t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = U(0); });
+            if (S) t.update(S, m, n, E, R, X, S, B, m);
+            if (diagonal_Q) t.each_pair(bounds, m, [&](int i, int j) { E[size_t(j) * R + p + i] = -(iL[i] * B[size_t(i) * m + j]); });
+            t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = -E[size_t(j) * R + i]; });
+            t.trsm_right(R, m, E, R, LA, m, iLA);
+        }
+        if (whole) form_M(t);
+        else form_diagonal(t);
+        return bad;
+    }
+
+  private:
+    static constexpr int block = 32;
+
+    // T := L⁻', upper triangular: only the rows above the diagonal block are worked on
+    template <class Tm> void inverse(const Tm& t, U* T, int ld) {
+        t.each_pair(n, n, [&](int i, int j) { T[size_t(j) * ld + i] = U(i == j ? 1 : 0); });
+        for (int j = 0; j < n; j += block) {
+            const int width = n - j < block ? n - j : block, height = j + width;
+            if (j) t.update(j, width, j, T + size_t(j) * ld, ld, T, ld, L + j, n);
+            t.trsm_right(height, width, T + size_t(j) * ld, ld, L + size_t(j) * n + j, n, iL + j);
+        }
+    }
+
+    // (with the sign turned, so that only products to be subtracted are needed; set right while both triangles are filled)
+    template <class Tm> void form_M(const Tm& t) {
+        const int R = rows(), S = stored();
+        t.each_lower(R, [&](int i, int j) { M[size_t(j) * R + i] = U(0); });
+        U *lower_left = M + p, *corner = M + size_t(p) * R + p;
+        if (p) t.update_lower(p, n, M, R, X, S, X, S);
+        if (bounds && diagonal_Q) {
+            t.each_pair(n, p, [&](int j, int i) { lower_left[size_t(i) * R + j] = -(iL[j] * X[size_t(j) * S + i]); });
+            t.each(n, [&](int j) { corner[size_t(j) * R + j] = -(iL[j] * iL[j]); });
+        } else if (bounds) {
+            const U* T = X + p;  // column c of T ends at row c
+            for (int j = 0; j < n; j += block) {
+                const int width = n - j < block ? n - j : block;
+                if (p) t.update(j + width, p, width, lower_left, R, T + size_t(j) * S, S, X + size_t(j) * S, S);
+                t.update_lower(j + width, width, corner, R, T + size_t(j) * S, S, T + size_t(j) * S, S);
+            }
+        }
+        t.each_lower(R, [&](int i, int j) { M[size_t(j) * R + i] = -M[size_t(j) * R + i]; });
+        if (m) t.update_lower(R, m, M, R, E, R, E, R);
+        t.each_lower(R, [&](int i, int j) { M[size_t(i) * R + j] = M[size_t(j) * R + i]; });
+    }
+
+    template <class Tm> void form_diagonal(const Tm& t) {
+        const int R = rows(), S = stored();
+        t.each(R, [&](int i) { diagonal[i] = i < S ? U(0) : iL[i - p] * iL[i - p]; });
+        for (int j = 0; j < n; ++j)
+            t.each(S, [&](int i) { diagonal[i] = fma(X[size_t(j) * S + i], X[size_t(j) * S + i], diagonal[i]); });
+        for (int j = 0; j < m; ++j)
+            t.each(R, [&](int i) { diagonal[i] = fnma(E[size_t(j) * R + i], E[size_t(j) * R + i], diagonal[i]); });
+    }
+};
+
+template <class Tm, class V, class U>
+struct Active {
+    const Tm& t;
+    const Data<V, U>& a;
+    const ActiveFactors<U>& f;
+    using T = scalar_of<V>;
+    static constexpr int W = lanes_of<V>;
+
+    V *w, *wm, *y, *rows_at;  // scratch: n, m, rows, rows
+    T *own, *lane_M;          // M of one lane; column scratch
+    Pivoting<T> pivoting;
+    int *count[W], *index[W], *sign[W];  // kept: the active rows of each lane, their sides, and the factor over them
+    T *L[W], *iL[W];
+    int* side[W];
+
+    Active(const Tm& team, const Data<V, U>& data, const ActiveFactors<U>& factors) : t(team), a(data), f(factors) {}
+
+    int most() const { return smallest_int(a.rows(), a.n - a.m); }
+    static int smallest_int(int x, int z) { return x < z ? (x < 0 ? 0 : x) : (z < 0 ? 0 : z); }
+
+    void place(Arena& keep, Arena& work) {
+        const int R = a.rows(), K = most();
+        for (int l = 0; l < W; ++l) {
+            count[l] = keep.take<int>(1), index[l] = keep.take<int>(K), sign[l] = keep.take<int>(K);
+            iL[l] = keep.take<T>(K), L[l] = keep.take<T>(size_t(K) * K);
+        }
+        w = work.take<V>(a.n), wm = work.take<V>(a.m), y = work.take<V>(R), rows_at = work.take<V>(R);
+        for (int l = 0; l < W; ++l) side[l] = work.take<int>(R);
+        own = work.take<T>(a.n + a.m), lane_M = work.take<T>(W > 1 && is_pack<U> ? size_t(R) * R : 0);
+        pivoting.place(work, R, K);
+    }
+
+    void solve_Q(V* x) const {
+        if (a.diagonal) {
+            t.each(a.n, [&](int j) { x[j] = x[j] * V(f.iL[j]) * V(f.iL[j]); });
+        } else {
+            t.solve_lower(a.n, f.L, a.n, f.iL, x);
+            t.solve_lower_t(a.n, f.L, a.n, f.iL, x);
+        }
+    }
+
+    // Without rows: Q z + A'nu = rz, A z = rnu. Half of it: vnu holds LA⁻¹(A Q⁻¹rz - rnu), z = Q⁻¹ rz.
+    void half(const V* rz, const V* rnu, V* z, V* vnu) const {
+        t.each(a.n, [&](int j) { z[j] = rz[j]; });
+        solve_Q(z);
+        t.each(a.m, [&](int i) { vnu[i] = -rnu[i]; });
+        if (a.m) {
+            t.gemv_t(a.n, a.m, a.A, a.n, z, vnu);
+            t.solve_lower(a.m, f.LA, a.m, f.iLA, vnu);
+        }
+    }
+    // The rows C z there.
+    void rows_without(const V* z, const V* vnu, V* v) const {
+        a.rows_times(t, z, v);
+        if (a.m && a.rows()) t.gemv(a.rows(), a.m, f.E, a.rows(), vnu, v, -1);
+    }
+    // z and nu for the multipliers vy of the rows; vnu as `half` left it.
+    void finish(const V* rz, const V* vy, V* vz, V* vnu) const {
+        if (a.m) {
+            if (a.rows()) t.gemv_t(a.rows(), a.m, f.E, a.rows(), vy, vnu, -1);
+            t.solve_lower_t(a.m, f.LA, a.m, f.iLA, vnu);
+        }
+        t.each(a.n, [&](int j) { vz[j] = rz[j]; });
+        a.add_rows_t(t, vy, vz, -1);
+        if (a.m) t.gemv(a.n, a.m, a.A, a.n, vnu, vz, -1);
+        solve_Q(vz);
+    }
+
+    // Q vz + A'vnu + C'vy = rz, A vz = rnu, C vz = goal over the active rows, vy = 0 over the others.
+    void kkt(const V* rz, const V* rnu, const V* goal, V* vz, V* vnu, V* vy) {
+        half(rz, rnu, w, vnu);
+        rows_without(w, vnu, rows_at);
+        const int R = a.rows();
+        t.each(R, [&](int i) { vy[i] = V(0); });
+        for (int l = 0; l < W; ++l) {
+            const int k = *count[l];
+            if (k == 0) continue;
+            T* x = pivoting.u;
+            t.each(k, [&](int i) { x[i] = lane(rows_at[index[l][i]], l) - lane(goal[index[l][i]], l); });
+            solve_lower(k, L[l], k, iL[l], x);
+            solve_lower_t(k, L[l], k, iL[l], x);
+            t.each(k, [&](int i) { set_lane(vy[index[l][i]], l, x[i]); });
+        }
+        finish(rz, vy, vz, vnu);
+    }
+
+    // ±1 for an active row of a lane at its upper or lower side, else 0; after `mark_sides`
+    T side_of(int i, int l) const { return T(side[l][i]); }
+    void mark_sides() const {
+        for (int l = 0; l < W; ++l) {
+            t.each(a.rows(), [&](int i) { side[l][i] = 0; });
+            t.each(*count[l], [&](int i) { side[l][index[l][i]] = sign[l][i]; });
+        }
+    }
+
+    Columns<T> columns(int l) const {
+        Columns<T> c;
+        c.rows = a.rows(), c.n = a.n, c.m = a.m, c.left = own;
+        if constexpr (!is_pack<U>) {
+            if (f.whole) c.M = f.M;
+            else {
+                c.X = f.X, c.E = f.E, c.diagonal = f.diagonal;
+                if (f.diagonal_Q) c.spread = f.iL;
+                c.first_spread = f.p;
+            }
+        } else {
+            const T* raw = reinterpret_cast<const T*>(f.M);
+            const int R = a.rows();
+            for (int i = 0; i < R * R; ++i) lane_M[i] = raw[size_t(i) * W + l];
+            c.M = lane_M;
+        }
+        return c;
+    }
+
+    // Solves the first `lanes` lanes (the others repeat the last one) but the bad ones.
+    template <class Judge, class Bad>
+    void run(Judge& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
+        const int n = a.n, m = a.m, R = a.rows();
+        V *q = judge.gd, *rows = x.v;
+        t.each(n, [&](int j) { q[j] = -a.q[j]; });
+        half(q, a.b, out.z, out.nu);
+        rows_without(out.z, out.nu, rows);
+        t.each(R, [&](int i) { out.y[i] = V(0), y[i] = V(0); });
+        out.iterations = V(0);
+        V found = V(0);
+        Pivoting<T>& d = pivoting;
+        for (int l = 0; l < W; ++l) {
+            *count[l] = 0;
+            if (l >= lanes || lane(bad, l)) continue;
+            t.each(R, [&](int i) {
+                d.v[i] = lane(rows[i], l), d.lo[i] = -infinity(), d.up[i] = infinity();
+            });
+            x.each(t, [&](int k, int i, V sg) {
+                if (!(lane(x.on[k], l) > T(0))) return;
+                const T h = lane(x.h[k], l);
+                if (lane(sg, l) > T(0)) d.up[i] = h;
+                else d.lo[i] = -h;
+            });
+            const Columns<T> M = columns(l);
+            d.start(M);
+            // exchanging many rows at once converges where M is well away from singular
+            bool ok = false;
+            if (f.whole && R >= 24 && 2 * R <= 3 * (n - m)) {
+                ok = d.guess(M);
+                if (!ok) t.each(R, [&](int i) { d.v[i] = d.v0[i], d.y[i] = T(0); }), d.k = 0;
+            }
+            ok = ok || d.solve(M, 10 * (R + 10));
+            set_lane(out.iterations, l, T(d.pivots));
+            if (!ok) continue;
+            set_lane(found, l, T(1));
+            *count[l] = d.k;
+            t.each(d.k, [&](int i) {
+                index[l][i] = d.index[i], sign[l][i] = d.sign[i], iL[l][i] = d.iL[i];
+                set_lane(out.y[d.index[i]], l, d.y[d.index[i]]);
+            });
+            for (int j = 0; j < d.k; ++j)
+                t.each(d.k - j, [&](int i) { L[l][size_t(j) * d.k + j + i] = d.L[size_t(j) * d.most + j + i]; });
+        }
+        finish(q, out.y, out.z, out.nu);
+        signs(x, out);
+        V error = judge.judge();
+        const V exact = V(sizeof(T) == 8 ? tolerance * T(1e-2) : tolerance * T(0.1));
+        const auto again = (found > V(0)) & !(error <= exact);
+        for (int round = 0; round < 2 && any(again & !(error <= exact)); ++round) {
+            // judge.gd, judge.gp and x.v hold the residuals and C z
+            t.each(n, [&](int j) { judge.gd[j] = -judge.gd[j]; });
+            t.each(m, [&](int i) { judge.gp[i] = -judge.gp[i]; });
+            t.each(R, [&](int i) { x.goal[i] = V(0); });
+            x.each(t, [&](int k, int i, V sg) { x.goal[i] = select(x.active[k] > V(0), sg * x.h[k] - x.v[i], x.goal[i]); });
+            kkt(judge.gd, judge.gp, x.goal, judge.dz, judge.dnu, y);
+            t.each(n, [&](int j) { out.z[j] = select(again, out.z[j] + judge.dz[j], out.z[j]); });
+            t.each(m, [&](int i) { out.nu[i] = select(again, out.nu[i] + judge.dnu[i], out.nu[i]); });
+            t.each(R, [&](int i) { out.y[i] = select(again, out.y[i] + y[i], out.y[i]); });
+            signs(x, out);
+            error = judge.judge();
+        }
+        out.solved = select((found > V(0)) & (error <= V(tolerance)), V(1), V(0));
+    }
+
+    // From the net multipliers: those of each side, and the slacks; what is negative is cut off, and judged.
+    void signs(Sides<V>& x, Point<V>& out) {
+        a.rows_times(t, out.z, x.v);
+        t.each(a.rows(), [&](int i) { y[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) {
+            const V lam = x.on[k] * max(sg * out.y[i], V(0));
+            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
+            x.active[k] = select(lam > V(0), V(1), V(0));
+            out.lam[k] = lam, out.s[k] = select(lam > V(0), V(0), slack);
+            y[i] = fma(sg, lam, y[i]);
+        });
+        t.each(a.rows(), [&](int i) { out.y[i] = y[i]; });
+    }
+
+  private:
+    static constexpr T infinity() { return sizeof(T) == 8 ? T(1e308) : T(3e38); }
+};
+
+}  // namespace optlayer

@@ -1,0 +1,257 @@
+// A dual active-set method (Goldfarb & Idnani 1983) for strictly convex problems, in the space of the rows.
+//
+// Without active rows the minimiser gives the rows C z the values v; net multipliers y change them to v - M y with
+// M = C P C' (active.h). Wanted is y with
+//     lo <= v - M y <= up,    y_i >= 0 where v_i = up_i,  y_i <= 0 where v_i = lo_i,  y_i = 0 elsewhere.
+// So a row with two sides, a bound of both kinds, costs what a row with one side costs.
+//
+// `solve` admits one violated row after another and drops rows whose multiplier would change its sign; with the
+// Cholesky factor L of M over the active rows, and Y = M(:, active) L⁻', a step costs rows·k. `guess` exchanges all
+// wrong rows at once (block pivoting, Júdice & Pires 1994): few factorisations when it converges, else it gives up.
+#pragma once
+#include "dense.h"
+
+namespace optlayer {
+
+// Where the columns of M come from: all of M is there, or C L⁻' = X and E with M = X X' - E E'.
+template <class T>
+struct Columns {
+    int rows = 0, n = 0, m = 0;
+    const T *M = nullptr, *X = nullptr, *E = nullptr, *diagonal = nullptr;  // column-major, leading dimension `rows`
+    const T* spread = nullptr;  // diagonal part of X of the rows from `first_spread`: X(first + j, j) = spread(j)
+    int first_spread = 0;
+    T* left = nullptr;          // scratch of n + m
+
+    void take(int r, T* out) const {
+        if (M) {
+            for (int i = 0; i < rows; ++i) out[i] = M[size_t(r) * rows + i];
+            return;
+        }
+        const int dense = spread ? first_spread : rows;  // rows of X that are stored
+        for (int i = 0; i < rows; ++i) out[i] = T(0);
+        if (spread && r >= dense) {
+            const int j = r - dense;
+            for (int i = 0; i < dense; ++i) out[i] = X[size_t(j) * dense + i] * spread[j];
+            out[r] = spread[j] * spread[j];
+        } else {
+            for (int j = 0; j < n; ++j) left[j] = X[size_t(j) * dense + r];
+            gemv(dense, n, X, dense, left, out);
+            if (spread)
+                for (int j = 0; j < n; ++j) out[dense + j] = spread[j] * left[j];
+        }
+        if (m) {
+            for (int j = 0; j < m; ++j) left[j] = E[size_t(j) * rows + r];
+            gemv(rows, m, E, rows, left, out, -1);
+        }
+    }
+};
+
+template <class T>
+struct Pivoting {
+    int rows = 0, most = 0;  // rows of C; largest possible number of active ones
+    T *v, *lo, *up;          // values of the rows, and their limits
+    T *y, *scale;            // net multipliers; 1 / sqrt(M_ii)
+    T *L, *iL;               // most×most, factor of M over the active rows in the order of `index`
+    T *Y;                    // rows×most, see above
+    T *l, *u, *g;            // scratch: a new row of L, the change of y, the new row's column
+    T *v0;
+    int *index, *sign, *state;
+    int k = 0, pivots = 0;
+    T slack = 0;             // violations up to here count as none
+
+    template <class Arena> void place(Arena& a, int rows_, int most_) {
+        rows = rows_, most = most_;
+        for (T** x : {&v, &lo, &up, &y, &scale, &g, &v0}) *x = a.template take<T>(rows);
+        for (T** x : {&iL, &l, &u}) *x = a.template take<T>(most);
+        L = a.template take<T>(size_t(most) * most), Y = a.template take<T>(size_t(rows) * most);
+        index = a.template take<int>(most), sign = a.template take<int>(most), state = a.template take<int>(rows);
+    }
+
+    static constexpr T rounding() { return sizeof(T) == 8 ? T(1e-13) : T(1e-6); }
+
+    // Before either method: v, lo, up are given.
+    void start(const Columns<T>& M) {
+        T size = 0;
+        for (int i = 0; i < rows; ++i) {
+            const T d = M.M ? M.M[size_t(i) * rows + i] : M.diagonal[i];
+            scale[i] = d > T(0) ? T(1) / sqrt(d) : T(0);
+            y[i] = T(0), v0[i] = v[i];
+            T limit = T(0);
+            if (up[i] < infinite()) limit = abs(up[i]);
+            if (lo[i] > -infinite()) limit = max(limit, abs(lo[i]));
+            size = max(size, scale[i] * (abs(v[i]) + limit));
+        }
+        slack = rounding() * size, k = 0, pivots = 0;
+    }
+
+    // The row that is violated most, in units of 1 / scale; -1: none.
+    int most_violated() const {
+        using P = Pack<T, native_width<T>>;
+        constexpr int W = native_width<T>;
+        T worst = slack;
+        int at = -1;
+        int i = 0;
+        if (rows >= 2 * W) {
+            P top(slack);
+            for (; i + W <= rows; i += W) {
+                const P x = P::load(v + i);
+                top = max(max(x - P::load(up + i), P::load(lo + i) - x) * P::load(scale + i), top);
+            }
+            for (int w = 0; w < W; ++w) worst = max(top[w], worst);
+        }
+        for (; i < rows; ++i) worst = max(violation(i), worst);
+        if (!(worst > slack)) return -1;
+        for (i = 0; i < rows; ++i)
+            if (violation(i) >= worst) { at = i; break; }
+        return at;
+    }
+    T violation(int i) const { return max(v[i] - up[i], lo[i] - v[i]) * scale[i]; }
+
+    // True: optimal. False: no solution, or too close to say.
+    bool solve(const Columns<T>& M, int limit) {
+        for (;;) {
+            const int r = most_violated();
+            if (r < 0) break;
+            const T sg = v[r] > up[r] ? T(1) : T(-1), goal = sg > T(0) ? up[r] : lo[r];
+            if (!(sg * goal > -infinite()) || !(lo[r] <= up[r])) return false;
+            M.take(r, g);
+            const T all = g[r];
+            for (int i = 0; i < k; ++i) l[i] = Y[size_t(i) * rows + r];
+            if (k) gemv(rows, k, Y, rows, l, g, -1);
+            for (int i = 0; i < k; ++i) g[index[i]] = T(0);
+            T own = T(0);
+            for (;;) {  // until row r is active
+                if (++pivots > limit) return false;
+                const T pivot = g[r];
+                const bool dependent = k == most || !(pivot > T(sizeof(T) == 8 ? 1e-11 : 1e-5) * all);
+                for (int i = 0; i < k; ++i) u[i] = l[i];
+                solve_lower_t(k, L, most, iL, u);
+                T step = dependent ? infinite() : sg * (v[r] - goal) / pivot;
+                int blocking = -1;
+                for (int i = 0; i < k; ++i) {
+                    const T loss = sg * u[i] * T(sign[i]), has = T(sign[i]) * y[index[i]];
+                    if (loss > T(0) && has < step * loss) step = max(has, T(0)) / loss, blocking = i;
+                }
+                if (!(step < infinite())) return false;
+                const T move = step * sg;
+                for (int i = 0; i < k; ++i) y[index[i]] = fnma(move, u[i], y[index[i]]);
+                own += move;
+                if (!dependent)
+                    for (int i = 0; i < rows; ++i) v[i] = fnma(move, g[i], v[i]);
+                if (blocking < 0) {
+                    append(r, sg, pivot);
+                    y[r] = own, v[r] = goal;
+                    break;
+                }
+                const int left = index[blocking];
+                y[left] = T(0);
+                drop(blocking);
+                const T* gone = Y + size_t(k) * rows;
+                const T share = gone[r];
+                for (int i = 0; i < rows; ++i) g[i] = fma(gone[i], share, g[i]);
+                for (int i = 0; i < k; ++i) l[i] = Y[size_t(i) * rows + r], g[index[i]] = T(0);
+            }
+        }
+        polish();
+        return true;
+    }
+
+    // True: optimal. False: not found in a few steps.
+    bool guess(const Columns<T>& M) {
+        for (int i = 0; i < rows; ++i) state[i] = 0;
+        int best = rows + 1, patience = 3;
+        for (;;) {
+            int wrong = 0;
+            for (int i = 0; i < rows; ++i) {
+                int next = state[i];
+                if (next) {
+                    if (T(next) * y[i] < T(0)) next = 0;
+                } else if (violation(i) > slack) {
+                    next = v[i] > up[i] ? 1 : -1;
+                }
+                if (next != state[i]) ++wrong, state[i] = next;
+            }
+            if (!wrong) return true;
+            if (wrong < best) best = wrong, patience = 3;
+            else if (patience-- == 0) return false;
+            k = 0, ++pivots;
+            for (int i = 0; i < rows; ++i) {
+                y[i] = T(0);
+                if (!state[i]) continue;
+                if (k == most || !(abs(goal_of(i)) < infinite()) || !(lo[i] <= up[i])) return false;
+                sign[k] = state[i], index[k++] = i;
+            }
+            T top = T(0);
+            for (int j = 0; j < k; ++j) {
+                const T* column = M.M + size_t(index[j]) * rows;
+                T* to = L + size_t(j) * most;
+                for (int i = j; i < k; ++i) to[i] = column[index[i]];
+                top = max(top, to[j]);
+            }
+            if (cholesky(k, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top)) return false;
+            multipliers();
+            for (int i = 0; i < rows; ++i) v[i] = v0[i];
+            int j = 0;
+            for (; j + 4 <= k; j += 4) {
+                const T *a = M.M + size_t(index[j]) * rows, *b = M.M + size_t(index[j + 1]) * rows;
+                const T *c = M.M + size_t(index[j + 2]) * rows, *d = M.M + size_t(index[j + 3]) * rows;
+                const T ya = u[j], yb = u[j + 1], yc = u[j + 2], yd = u[j + 3];
+                for (int i = 0; i < rows; ++i) v[i] = v[i] - (a[i] * ya + b[i] * yb + (c[i] * yc + d[i] * yd));
+            }
+            for (; j < k; ++j)
+                for (int i = 0; i < rows; ++i) v[i] = fnma(M.M[size_t(index[j]) * rows + i], u[j], v[i]);
+        }
+    }
+
+    // x := M_AA⁻¹ x over the active rows
+    void solve_active(T* x) const {
+        solve_lower(k, L, most, iL, x);
+        solve_lower_t(k, L, most, iL, x);
+    }
+
+  private:
+    static constexpr T infinite() { return sizeof(T) == 8 ? T(1e300) : T(1e37); }
+    T goal_of(int i) const { return state[i] > 0 ? up[i] : lo[i]; }
+
+    // y over the active rows from the factor alone: what the steps have added up is forgotten
+    void multipliers() {
+        for (int i = 0; i < k; ++i) u[i] = v0[index[i]] - (sign[i] > 0 ? up[index[i]] : lo[index[i]]);
+        solve_active(u);
+        for (int i = 0; i < k; ++i) y[index[i]] = u[i];
+    }
+    void polish() { multipliers(); }
+
+    void append(int r, T sg, T pivot) {
+        const T root = sqrt(pivot), inverse = T(1) / root;
+        for (int i = 0; i < k; ++i) L[size_t(i) * most + k] = l[i];
+        L[size_t(k) * most + k] = root, iL[k] = inverse;
+        T* column = Y + size_t(k) * rows;
+        for (int i = 0; i < rows; ++i) column[i] = g[i] * inverse;
+        column[r] = root;
+        index[k] = r, sign[k] = sg > T(0) ? 1 : -1, ++k;
+    }
+
+    // Takes out row `at` of L; rotations make the rest lower triangular again and leave in column k of Y what is lost.
+    void drop(int at) {
+        --k;
+        for (int c = 0; c <= k; ++c)
+            for (int i = max_int(at, c - 1); i < k; ++i) L[size_t(c) * most + i] = L[size_t(c) * most + i + 1];
+        for (int i = at; i < k; ++i) index[i] = index[i + 1], sign[i] = sign[i + 1];
+        for (int c = at; c < k; ++c) {
+            const T a = L[size_t(c) * most + c], b = L[size_t(c + 1) * most + c];
+            const T root = sqrt(a * a + b * b), cs = a / root, sn = b / root;
+            rotate(L + size_t(c) * most, L + size_t(c + 1) * most, c, k, cs, sn);
+            rotate(Y + size_t(c) * rows, Y + size_t(c + 1) * rows, 0, rows, cs, sn);
+            L[size_t(c) * most + c] = root, iL[c] = T(1) / root;
+        }
+    }
+    static int max_int(int a, int b) { return a > b ? a : b; }
+    static void rotate(T* a, T* b, int from, int to, T cs, T sn) {
+        for (int i = from; i < to; ++i) {
+            const T x = a[i], w = b[i];
+            a[i] = cs * x + sn * w, b[i] = cs * w - sn * x;
+        }
+    }
+};
+
+}  // namespace optlayer
