@@ -116,7 +116,7 @@ def _say_mean() -> None:
         warnings.warn(
             "As in qpth, a tensor that the batch shares receives the mean of its members' gradients, not "
             'their sum. QPFunction(shared_gradient="sum") gives the sum; see the migration guide.',
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -125,4 +125,5 @@ def _warn_unsolved(status: Tensor) -> None:
         if value != Status.SOLVED:
             members = (status == value).nonzero().flatten().tolist()
             shown = ", ".join(map(str, members[:10])) + (", …" if len(members) > 10 else "")
-            warnings.warn(f"members {shown} of the batch: {Status(value).explanation}", stacklevel=4)
+            who = f"member{'s' * (len(members) > 1)} {shown} of the batch"
+            warnings.warn(f"{who}: {Status(value).explanation}", stacklevel=3)
