@@ -88,6 +88,8 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
         check = False
     call = Call(problem, settings, engine, check)
     if torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError("torch.compile around forward mode: take torch.func.jvp of the uncompiled function")
         return ops.solve(call, tensors, keep)[: VALUES + VERDICT]
     return _apply(_Solve, call, *tensors)[: VALUES + VERDICT]  # type: ignore[no-any-return]
 
@@ -372,9 +374,8 @@ class _KKT(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(need)
         grads[0], grads[2], grads[4] = matrix_gradients(call, tensors, need[0:5:2], v.z, v.lam, v.nu, w)
         if call.smoothed:
-            for at, side in SIDES:
-                if need[8 + at]:
-                    grads[8 + at] = w[side] * _stiffness(call, point[at], v[side])
+            for (at, side), slope in zip(SIDES, _slopes(call, tensors, point, v), strict=True):
+                grads[8 + at] = w[side] * slope if need[8 + at] else None
         grads[-5:] = w
         return (None, *grads)
 
@@ -388,9 +389,8 @@ class _KKT(torch.autograd.Function):
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
         r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
         if call.smoothed:
-            for at, side in SIDES:
-                if dpoint[at] is not None:
-                    r[side] = r[side] + dpoint[at] * _stiffness(call, point[at], v[side])
+            for (at, side), slope in zip(SIDES, _slopes(call, tensors, point, v), strict=True):
+                r[side] = r[side] if dpoint[at] is None else r[side] + dpoint[at] * slope
         return tuple(_kkt(call, tensors, point, Adjoint(*r)))
 
     @staticmethod
@@ -422,9 +422,16 @@ def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
     return args[:8], Point(*args[8 : 8 + VALUES + VERDICT], tuple(args[8 + VALUES + VERDICT : end])), Adjoint(*args[end:])
 
 
-def _stiffness(call: Call, y: Tensor, v: Tensor) -> Tensor:
-    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point."""
-    return torch.where(y > 0, -2 * call.settings.smoothing / y * (v / y) / y, 0.0)
+def _slopes(call: Call, tensors: Sequence[Tensor | None], point: Point, v: Adjoint) -> list[Tensor]:
+    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point, for rows and bounds; 0 where a side is off or a variable fixed."""
+    lb, ub = tensors[6], tensors[7]
+    free = None if lb is None or ub is None else lb != ub
+    slopes = []
+    for at, side in SIDES:
+        y = point[at]
+        moves = y > 0 if free is None or at == 2 else (y > 0) & free
+        slopes.append(torch.where(moves, -2 * call.settings.smoothing / y * (v[side] / y) / y, 0.0))
+    return slopes
 
 
 class Fold:

@@ -144,7 +144,7 @@ torch.library.register_autograd("optlayer::solve", _backward, setup_context=_set
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     tensors, chosen = args[:8], args[8:]
     folded = Fold(info.batch_size, _logical(tensors, in_dims, chosen))
-    outputs = torch.ops.optlayer.solve(*folded.tensors(tensors, in_dims), *chosen)
+    outputs = torch.ops.optlayer.solve(*folded.tensors(tensors, in_dims[:8]), *chosen)
     at = VALUES + VERDICT
     values, dims = folded.unfold(outputs[:at], at)
     relaxed, more = folded.unfold(outputs[at + 1 :], VALUES if folded.call.smoothed else 0)
