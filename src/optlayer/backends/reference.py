@@ -12,9 +12,9 @@ bits of a member would depend on its place in the batch). Inequalities and bound
 
 of which those with infinite d are off: lam = 0, s = 1.
 
-The way of a member: `_standard` form → `_vet` (finite? convex? lb ≤ ub?) → `_equilibrate` → `_interior` (the loop of the
-paper) → `_polish` (the active set alone) → judged by `kkt.residuals` in the user's units. What is then not solved goes
-to `_certify`: the closest point to feasibility, or the steepest ray, proves that there is no solution.
+The way of a member: `_standard` form → `_vet` (finite? convex? lb ≤ ub?) → `_equilibrate` → `_interior` (the loop of
+the paper) → `_polish` (the active set alone) → judged by `kkt.residuals` in the user's units. What is then not solved
+goes to `_certify`: the closest point to feasibility, or the steepest ray, proves that there is no solution.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-# --- one form for every problem ---------------------------------------------------------------------------------------
+# --- one form for every problem -------------------------------------------------------------------------------------
 
 
 class _Standard(NamedTuple):
@@ -87,7 +87,8 @@ def _standard(problem: Problem) -> _Standard:
     batch = 1 if problem.batch is None else problem.batch
     dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
     Q, q, G, h, A, b, lb, ub = (None if x is None else x.detach().double() for x in dense)
-    assert Q is not None and q is not None
+    assert Q is not None
+    assert q is not None
     Q = torch.diag_embed(Q) if isinstance(problem.Q, Diagonal) else 0.5 * (Q + Q.mT)
     more_n, more_m, more_p = -n % 8, -m % 8, -p % 8
     inf = torch.inf
@@ -200,7 +201,7 @@ def _equilibrate(problem: _Standard, rounds: int = 10) -> _Scaled:
     return _Scaled(Q, q, G, A, b, d, on.to(q), torch.zeros_like(cost), D, origin, E, sides, cost)
 
 
-# --- the symmetric system ---------------------------------------------------------------------------------------------
+# --- the symmetric system -------------------------------------------------------------------------------------------
 
 
 class _System:
@@ -248,7 +249,7 @@ class _System:
     def solve(self, r_z: Tensor, r_nu: Tensor, r_y: Tensor, rounds: int = 6) -> tuple[Tensor, Tensor, Tensor]:
         """(v_z, v_nu, v_y), refined as long as the residual of a member halves."""
         problem = self.problem
-        residual = (r_z, r_nu, r_y)
+        residual: tuple[Tensor, ...] = (r_z, r_nu, r_y)
         best: tuple[Tensor, ...] = tuple(torch.zeros_like(r) for r in residual)
         size = torch.full_like(r_z[:, 0], torch.inf)
         going = size > 0
@@ -279,7 +280,7 @@ def _most(*parts: Tensor) -> Tensor:
     return torch.stack([kkt.largest(part) for part in parts]).amax(0)
 
 
-# --- the interior point -----------------------------------------------------------------------------------------------
+# --- the interior point ---------------------------------------------------------------------------------------------
 
 
 class _Iterate(NamedTuple):
@@ -341,8 +342,8 @@ def _interior(problem: _Scaled, iterations: int, aim: Tensor | None = None) -> t
         taken[members] = iteration + 1
         system = _System(problem, lam, s)
         residual = (r_z, r_nu, r_y)
-        # predictor (9): aim at lam∘s = 0
-        dz, dnu, ds, dlam = _direction(problem, system, residual, s, lam, on * s * lam)
+        # predictor (9): aim at the end, lam∘s = aim
+        dz, dnu, ds, dlam = _direction(problem, system, residual, s, lam, on * (s * lam - aim))
         alpha = torch.minimum(_longest(s, ds), _longest(lam, dlam)).clamp(max=1)
         after = (on * (s + alpha * ds) * (lam + alpha * dlam)).sum(-1, keepdim=True) / count
         sigma = (after / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
@@ -380,7 +381,7 @@ def _longest(v: Tensor, dv: Tensor) -> Tensor:
     return torch.where(dv < 0, -v / dv, 2.0).amin(-1, keepdim=True).clamp(0, 2)
 
 
-# --- the polish -------------------------------------------------------------------------------------------------------
+# --- the polish -----------------------------------------------------------------------------------------------------
 
 
 def _polish(problem: _Scaled, start: _Iterate, rounds: int = 4) -> _Iterate:
@@ -414,7 +415,7 @@ def _polish(problem: _Scaled, start: _Iterate, rounds: int = 4) -> _Iterate:
     return best
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------------------------
 
 
 def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
@@ -425,7 +426,8 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
     valid = matrices & sides
     status = torch.zeros_like(valid, dtype=torch.int32)
     shared = isinstance(problem.Q, Tensor) and problem.Q.dim() == 2
-    curved = _convex(torch.where(valid[:, None, None], Q, 0.0)[: 1 if shared and len(Q) else None], CURVATURE[problem.dtype])
+    finite = torch.where(valid[:, None, None], Q, 0.0)
+    curved = _convex(finite[:1] if shared and bool(valid.all()) else finite, CURVATURE[problem.dtype])
     status = torch.where((lb > ub).any(-1), int(Status.PRIMAL_INFEASIBLE), status)
     status = torch.where(curved.expand_as(valid), status, int(Status.NOT_CONVEX))
     status = torch.where(valid, status, int(Status.INVALID_INPUT)).to(torch.int32)
@@ -493,8 +495,9 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     proof = nearest._replace(
         lam=unit * nearest.lam, nu=unit * nearest.nu, lam_lb=unit * nearest.lam_lb, lam_ub=unit * nearest.lam_ub
     )
-    violation = _most((kkt.mul(problem.G, nearest.z) - problem.h).clamp(min=0), kkt.mul(problem.A, nearest.z) - problem.b)
-    terms = _most(kkt.mul(problem.G, nearest.z), kkt.finite(problem.h), kkt.mul(problem.A, nearest.z), problem.b)
+    Gz, Az = kkt.mul(problem.G, nearest.z), kkt.mul(problem.A, nearest.z)
+    violation = _most((Gz - problem.h).clamp(min=0), Az - problem.b)
+    terms = _most(Gz, kkt.finite(problem.h), Az, problem.b)
     feasible = violation <= tolerance * (1 + terms)
     infeasible = ~feasible & (kkt.farkas_residual(whole, proof.lam, proof.nu, proof.lam_lb, proof.lam_ub) <= 1e-9)
 
@@ -527,7 +530,7 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     return _Answer(*_pick(unbounded, (z, proof.s, *nothing), tuple(proof))), status
 
 
-# --- the protocol -----------------------------------------------------------------------------------------------------
+# --- the protocol ---------------------------------------------------------------------------------------------------
 
 
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
@@ -556,8 +559,9 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
             whole[members] = part
     judged = _judge(standard, answer)
     widths = (problem.n, problem.p, problem.p, problem.m, *_bound_columns(problem))
-    values = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))
-    point = Point(*values, status, iterations, *(x.to(problem.dtype) for x in judged[:3]), ())
+    z, s, lam, nu, lam_lb, lam_ub = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))
+    primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
+    point = Point(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap, ())
     return point._replace(factor=_factor(problem, standard, point)) if keep_factor else point
 
 
@@ -582,7 +586,7 @@ def _nothing(problem: _Standard, status: Tensor) -> _Answer:
 
 
 def relax(problem: Problem, settings: Settings, point: Point) -> Point:
-    """The point of the central path with lam∘s = settings.smoothing on every finite side, for members that are solved."""
+    """The point of the central path with lam∘s = settings.smoothing on every finite side, of members that are solved."""
     standard = _standard(problem)
     members = (point.status == int(Status.SOLVED)).nonzero().flatten()
     if not len(members):
@@ -597,7 +601,8 @@ def relax(problem: Problem, settings: Settings, point: Point) -> Point:
     values = [x.clone() for x in point[:6]]
     for whole, part, width in zip(values, answer._replace(s=slack), widths, strict=True):
         whole[members] = part[:, :width].to(problem.dtype)
-    return Point(*values, *point[6:11], ())
+    z, s, lam, nu, lam_lb, lam_ub = values
+    return point._replace(z=z, s=s, lam=lam, nu=nu, lam_lb=lam_lb, lam_ub=lam_ub, factor=())
 
 
 def _at(problem: Problem, standard: _Standard, point: Point) -> tuple[_Scaled, Tensor, Tensor]:
