@@ -80,7 +80,8 @@ class Row:
         return max(self.primal, self.dual, self.gap)
 
 
-Answer = tuple[str, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # status … z lam nu lam_lb lam_ub
+# status, iterations, z, lam, nu, lam_lb, lam_ub
+Answer = tuple[str, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Solver = Callable[[Instance], tuple[float, Answer]]
 
 
@@ -99,7 +100,7 @@ def optlayer(backend: str) -> Solver:
     return solve
 
 
-# --- peers, at tight tolerances ----------------------------------------------------------------------------------------
+# --- peers, at tight tolerances -------------------------------------------------------------------------------------
 
 
 def piqp(instance: Instance) -> tuple[float, Answer]:
@@ -109,18 +110,13 @@ def piqp(instance: Instance) -> tuple[float, Answer]:
     solver = piqp.DenseSolver()
     solver.settings.eps_abs, solver.settings.eps_rel = 1e-9, 1e-10
     start = perf_counter()
-    if tuple(map(int, piqp.__version__.split(".")[:2])) >= (0, 6):
-        unbounded = np.full(len(data["h"]), -np.inf)
-        solver.setup(data["Q"], data["q"], data["A"], data["b"], data["G"], unbounded, data["h"], data["lb"], data["ub"])
-    else:
-        solver.setup(data["Q"], data["q"], data["A"], data["b"], data["G"], data["h"], data["lb"], data["ub"])
+    low = np.full(len(data["h"]), -np.inf)
+    solver.setup(data["Q"], data["q"], data["A"], data["b"], data["G"], low, data["h"], data["lb"], data["ub"])
     status = solver.solve()
     seconds = perf_counter() - start
     result = solver.result
-    lam = result.z_u if hasattr(result, "z_u") else result.z
-    lower = result.z_bl if hasattr(result, "z_bl") else result.z_lb
-    upper = result.z_bu if hasattr(result, "z_bu") else result.z_ub
-    return seconds, (str(status).split(".")[-1], int(result.info.iter), result.x, lam, result.y, lower, upper)
+    parts = result.x, result.z_u, result.y, result.z_bl, result.z_bu
+    return seconds, (str(status).split(".")[-1], int(result.info.iter), *parts)
 
 
 def proxqp(instance: Instance) -> tuple[float, Answer]:
@@ -172,7 +168,7 @@ def clarabel(instance: Instance) -> tuple[float, Answer]:
 PEERS: dict[str, Solver] = {"piqp": piqp, "proxqp": proxqp, "clarabel": clarabel}
 
 
-# --- measuring and telling ---------------------------------------------------------------------------------------------
+# --- measuring and telling ------------------------------------------------------------------------------------------
 
 
 def measure(instance: Instance, name: str, solver: Solver) -> Row:
@@ -205,7 +201,8 @@ def table(rows: list[Row]) -> str:
         counts = " ".join(f"{sum(row.absolute <= limit for row in own):>9}" for limit in MARKS.values())
         relative = sum(row.relative <= RELATIVE for row in own)
         seconds = np.array([row.seconds for row in own])
-        lines.append(f"{solver:<10} {len(own):>4} {counts} {relative:>9} {np.nansum(seconds):>9.2f} {np.nanmax(seconds):>9.2f}")
+        times = f"{np.nansum(seconds):>9.2f} {np.nanmax(seconds):>9.2f}"
+        lines.append(f"{solver:<10} {len(own):>4} {counts} {relative:>9} {times}")
     return "\n".join(lines)
 
 
@@ -213,7 +210,8 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     try:
-        cpu = next(s.split(":")[1].strip() for s in open("/proc/cpuinfo") if s.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor()
     return {"cpu": cpu, "platform": platform.platform(), "torch": torch.__version__, "commit": commit,

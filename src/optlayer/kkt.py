@@ -100,7 +100,7 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     return Residuals(primal, dual, gap, torch.where(relative >= 0, relative, torch.inf))
 
 
-# --- certificates: proofs that there is no solution --------------------------------------------------------------------
+# --- certificates: proofs that there is no solution -----------------------------------------------------------------
 
 
 def farkas_value(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Tensor:

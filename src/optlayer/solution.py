@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 from optlayer import kkt
@@ -88,6 +89,27 @@ class Solution:
         z = self.z if self.z.dim() == 2 else self.z[None]
         value = (z * (0.5 * kkt.mul_Q(self.problem.Q, z) + self.problem.q)).sum(-1)
         return value if self.z.dim() == 2 else value[0]
+
+    @property
+    def certificate_residual(self) -> Tensor:
+        """How exact the proofs are that no solution exists, shape (…); nan where no certificate applies.
+
+        Of PRIMAL_INFEASIBLE members `kkt.farkas_residual` of the multipliers, of DUAL_INFEASIBLE ones
+        `kkt.ray_residual` of z: 0 is exact, 1e-9 excellent.
+        """
+        values = [x.detach().double() for x in (self.z, self.lam, self.nu, self.lam_lb, self.lam_ub)]
+        status, problem = self.status, self.problem
+        if problem.batch is None:
+            values, status = [x[None] for x in values], status[None]
+        z, *multipliers = values
+        data = [None if x is None else x.detach().double() for x in problem.tensors()]
+        problem = problem.replace(data, len(status))
+        found = torch.full_like(z[:, 0], torch.nan)
+        found = torch.where(
+            status == int(Status.PRIMAL_INFEASIBLE), kkt.farkas_residual(problem, *multipliers), found
+        )
+        found = torch.where(status == int(Status.DUAL_INFEASIBLE), kkt.ray_residual(problem, z), found)
+        return found if self.problem.batch is not None else found[0]
 
     def explain(self, member: int = 0) -> str:
         """The verdict on one member in words."""
