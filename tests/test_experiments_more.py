@@ -164,7 +164,7 @@ def write_idx(path: Path, array: np.ndarray) -> str:
 
 @pytest.fixture
 def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like MNIST's: blurred digits are replaced by ten noisy patterns."""
+    """A folder like MNIST's, with ten noisy patterns for digits, whose checksums pass."""
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 200, (10, 28, 28))
     folder = tmp_path / "digits"
@@ -232,6 +232,28 @@ def test_classification_learns_and_resumes(digits: Path, tmp_path: Path) -> None
     run("classification", "--data", digits, "--resume", broken)
     again = {(row["model"], row["seed"]): row["test_loss"] for row in results(broken)}
     assert again == {(row["model"], row["seed"]): row["test_loss"] for row in rows}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
+    """Under torchrun, with the same global batch, the curves are the same."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom optlayer.experiments import classification\n"
+        f"classification.FILES = {classification.FILES!r}\n"
+        f"classification.main(data=Path({str(digits)!r}), hidden=16, batch=50, held_out=50, epochs=2, "
+        "accelerator='cpu', out=Path(sys.argv[1]))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    rows = []
+    for name, words in (("one", [sys.executable]), ("two", torchrun)):
+        subprocess.run([*words, str(program), str(tmp_path / name)], check=True, capture_output=True, timeout=300)
+        rows.append(harness.read_metrics(tmp_path / name))
+    assert len(rows[0]) == len(rows[1]) == 6
+    for one, two in zip(*rows, strict=True):
+        assert (one["model"], one["epoch"]) == (two["model"], two["epoch"])
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-4)
 
 
 def test_other_options_in_the_same_folder_are_refused(digits: Path, tmp_path: Path) -> None:

@@ -198,12 +198,12 @@ def draw_creases(nets: dict[int, Net]) -> Any:
             foot = (-offset * a1 / size, -offset * a2 / size)  # the nearest point of the line to the origin
             along = (-a2 / size**0.5, a1 / size**0.5)
             ends = [[foot[0] + t * along[0], foot[1] + t * along[1]] for t in (-3, 3)]
-            axis.plot(*zip(*ends, strict=True), color="black", linewidth=2, alpha=min(1.0, bend / float(bends.max())))
+            axis.plot(*zip(*ends, strict=True), color="black", linewidth=1.5, alpha=min(1.0, bend / float(bends.max())))
     return picture
 
 
-def draw_widths(rows: list[Row]) -> Any:
-    """Error against width: every start a dot, the best ones joined."""
+def draw_widths(rows: list[Row], layer_error: float) -> Any:
+    """Error against width: every start a dot, the best ones joined; the layer's in the legend, far below."""
     picture, axis = harness.figure(5, 3.4)
     widths = sorted({row["width"] for row in rows})
     best = [min(row["error"] for row in rows if row["width"] == width) for width in widths]
@@ -211,6 +211,7 @@ def draw_widths(rows: list[Row]) -> Any:
     each = [row["width"] for row in rows], [row["error"] for row in rows]
     axis.plot(*each, "o", color=colour, alpha=0.35, markersize=4)
     axis.plot(widths, best, "-", color=colour, label="ReLU network, best of its starts")
+    axis.plot([], [], " ", label=f"OptNet layer, one variable: {layer_error:.0e}")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(widths, [str(width) for width in widths])
@@ -312,7 +313,7 @@ def main(
             nets[width] = Net(*(part[best : best + 1] for part in net))
     drawn: list[int] = [width for width in (4, 16) if width in nets] or [min(nets)]
     run.save(draw_creases({width: nets[width] for width in drawn}), "creases.png")
-    run.save(draw_widths(rows), "widths.png")
+    run.save(draw_widths(rows, layer_error), "widths.png")
     run.console.print(harness.table(exact))
     run.finish([*exact, *rows], widths_table(rows), layer_error=layer_error)
 

@@ -16,8 +16,12 @@ from optlayer.experiments.harness import Row, markdown, read_json
 
 INTRODUCTION = """# Experiments
 
-The experiments of the OptNet paper (Amos and Kolter, ICML 2017), in its order, and what goes beyond it. `optlayer paper
---report docs` runs them all and writes this page from the results alone; `--full` takes the paper's sizes.
+The experiments of the OptNet paper (Amos and Kolter, ICML 2017), in its order, and what goes beyond it. This command
+runs them all and writes this page from their results, and from nothing else; `--full` takes the paper's sizes:
+
+```bash
+optlayer paper --report docs
+```
 """
 
 
