@@ -42,7 +42,7 @@ def main(
     peer: Annotated[list[str] | None, typer.Option("-p", help="peers; all when absent")] = None,
     name: Annotated[str, typer.Option(help="results are written to benchmarks/results/NAME.json")] = "cpu",
     seconds: Annotated[float, typer.Option(help="time for each peer, workload and kind of call")] = 0.5,
-    limit: Annotated[float, typer.Option(help="seconds after which a call is given up")] = 40.0,
+    limit: Annotated[float, typer.Option(help="seconds after which a call is given up")] = 30.0,
     report: Annotated[bool | None, typer.Option(help="write docs/benchmarks.md; by default after a full run")] = None,
 ) -> None:
     """Run the benchmark."""
@@ -52,7 +52,7 @@ def main(
     cores = sorted(os.sched_getaffinity(0))
     chosen = [PEERS[one] for one in peer or PEERS]
     workers = {one.name: Worker(one.name, set(cores[-one.threads :])) for one in chosen}
-    helper = Worker("", set(cores[-1:]))
+    helper = Worker("", set(cores))  # exact solutions, while nothing is measured
     result: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
@@ -70,7 +70,7 @@ def main(
                 result["workloads"][one] = _run(one, workers, helper, Path(folder), seconds, limit)
         ours = result["workloads"].get("fig2_b128", {}).get("peers", {}).get(OURS, {})
         if "residuals" in ours:
-            result["floor"] = helper.ask("floor", ours["residuals"]["iterations"], limit=limit)
+            result["floor"] = workers[OURS].ask("floor", ours["residuals"]["iterations"], limit=limit)
     finally:
         for worker in (*workers.values(), helper):
             worker.stop()
@@ -103,7 +103,7 @@ def _run(
     for dtype in sorted({PEERS[peer].dtype for peer in workers}, reverse=True):
         exact[dtype] = folder / f"{name}-{dtype}.npz"
         try:
-            entry |= helper.ask("exact", name, exact[dtype], dtype == "float32", limit=10 * limit)
+            entry |= helper.ask("exact", name, exact[dtype], dtype == "float32", limit=20 * limit)
         except Failure as failure:
             console.print(f"  no exact solution in {dtype}: {failure}")
             del exact[dtype]
