@@ -2,8 +2,10 @@
 
 Both start with 784 → 600 → 10 and ReLU after either; then comes another linear layer 10 → 10, or an OptNet layer with
 10 variables and 10 inequalities, all of it learned, whose input is the linear term; then softmax. The network works in
-float32 and the layer in float64: at this size that costs nothing, and gradients at the edge of the feasible set stay
-exact.
+float32, the layer in float64, which costs little at this size.
+
+Adam's rates were tuned on the validation images of seed 0. Their losses after 3 epochs with rates of 0.0005, 0.001 and
+0.003: 0.091, 0.073, 0.067 for the fully connected network, 0.073, 0.069, 0.070 with the layer; so both take 0.002.
 """
 
 from __future__ import annotations
@@ -152,8 +154,8 @@ def summary(results: list[Row]) -> list[Row]:
             ("train_error", 100, "training error (%)"),
         ):
             values = scale * np.array([each[measure] for each in mine])
-            deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-            row |= {name: f"{values.mean():.3g} ± {deviation:.2g}"}
+            deviation = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
+            row |= {name: f"{values.mean():.3g}{deviation}"}
         table.append(row | {"seconds per seed": float(np.mean([each["seconds"] for each in mine]))})
     return table
 
@@ -161,13 +163,17 @@ def summary(results: list[Row]) -> list[Row]:
 def report(folder: Path) -> str:
     """The section of the report."""
     results = harness.read_json(folder / "results.json")["results"]
+    options = harness.read_json(folder / "config.json")["options"]
+    _, networks, tuning = (__doc__ or "").strip().split("\n\n")
     return f"""## MNIST, section 4.3 and fig. 6
 
-A fully connected network against one with an OptNet layer at its end: {(__doc__ or "").split(chr(10) * 2)[1]}
-Means and standard deviations over the seeds; the epoch is chosen on validation images, never on the test set. Adam's
-rate, 0.002 for both, was tuned for either on validation images of one seed, among 0.0005, 0.001, 0.002 and 0.003: both
-are best from 0.001 to 0.003. The paper shows curves, not numbers, and says that the
-OptNet layer reaches a similar, slightly lower error with a lower variance; the picture shows mean and range.
+{networks}
+
+{tuning} Every training has {options["epochs"]} epochs; the best is chosen on {options["held_out"]} validation images,
+which take no part in training, and the test set has no say.
+
+The table has means and standard deviations over the seeds; in the picture lines are means, areas are ranges. The paper
+shows curves, not numbers, and says that the layer's error is similar, slightly lower, with less variance.
 
 {harness.markdown(summary(results))}
 ![Loss and error against epochs](img/experiments/classification-curves.png)

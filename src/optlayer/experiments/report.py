@@ -32,7 +32,7 @@ def option(name: str, value: Any) -> list[str]:
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, list):
         return [word for each in value for word in option(name, each)]
-    return [flag, str(value)]
+    return [flag, Path(value).name if isinstance(value, str) else str(value)]  # a folder of this machine says nothing
 
 
 def command(name: str, module: ModuleType, options: Row) -> str:
