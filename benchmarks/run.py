@@ -12,7 +12,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -65,9 +64,8 @@ def main(
     try:
         for worker in (*workers.values(), helper):
             worker.start()
-        with tempfile.TemporaryDirectory() as folder:
-            for one in workload or list(WORKLOADS):
-                result["workloads"][one] = _run(one, workers, helper, Path(folder), seconds, limit)
+        for one in workload or list(WORKLOADS):
+            result["workloads"][one] = _run(one, workers, helper, seconds, limit)
         ours = result["workloads"].get("fig2_b128", {}).get("peers", {}).get(OURS, {})
         if "residuals" in ours:
             result["floor"] = workers[OURS].ask("floor", ours["residuals"]["iterations"], limit=limit)
@@ -85,9 +83,7 @@ def main(
         write(path)
 
 
-def _run(
-    name: str, workers: dict[str, Worker], helper: Worker, folder: Path, seconds: float, limit: float
-) -> dict[str, Any]:
+def _run(name: str, workers: dict[str, Worker], helper: Worker, seconds: float, limit: float) -> dict[str, Any]:
     """All peers on one workload."""
     workload = WORKLOADS[name]
     tensors = workload.data()
@@ -101,12 +97,12 @@ def _run(
     console.print(f"[bold]{name}[/] n={entry['n']} p={entry['p']} m={entry['m']} batch={entry['batch']}")
     exact = {}
     for dtype in sorted({PEERS[peer].dtype for peer in workers}, reverse=True):
-        exact[dtype] = folder / f"{name}-{dtype}.npz"
         try:
-            entry |= helper.ask("exact", name, exact[dtype], dtype == "float32", limit=20 * limit)
+            exact[dtype], error = helper.ask("exact", name, dtype == "float32", limit=20 * limit)
+            if error is not None:
+                entry["finite_differences"] = error
         except Failure as failure:
             console.print(f"  no exact solution in {dtype}: {failure}")
-            del exact[dtype]
     running = []
     for peer, worker in workers.items():
         if workload.batch < PEERS[peer].smallest_batch:
@@ -135,8 +131,6 @@ def _run(
         _print(peer, row)
         if workers[peer].process is not None:
             workers[peer].ask("forget", limit=limit)
-    for path in exact.values():
-        path.unlink()
     return entry
 
 

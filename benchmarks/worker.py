@@ -99,9 +99,9 @@ class Session:
         values = {name: float(value.max()) for name, value in found._asdict().items()}
         return {**values, "iterations": float(solution.iterations.double().mean())}
 
-    def exact(self, workload: str, path: Path, single: bool) -> dict[str, float]:
-        """Write the exact solution and gradients."""
-        return truth.write(WORKLOADS[workload], path, single)
+    def exact(self, workload: str, single: bool) -> tuple[Path, float | None]:
+        """The file with the exact solution and gradients, and how far it is from finite differences."""
+        return truth.answer(WORKLOADS[workload], single)
 
     def floor(self, iterations: float) -> dict[str, float]:
         """Seconds that LAPACK needs for what an iteration cannot avoid."""
