@@ -15,7 +15,7 @@ ARGS   ?=
 ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup docs docs-serve wheel \
+.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup docs docs-serve notebooks wheel \
         sanitize fuzz gpu clean
 
 help:  ## this list
@@ -92,6 +92,12 @@ bench: $(BENCH_STAMP) core  ## time against the peers; writes the report from th
 
 docs: $(STAMP)  ## the site, every warning an error
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP) core  ## run examples/*.py and keep them with their pictures in docs/examples
+	@for example in examples/*.py; do \
+	  $(ONE) $(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute \
+	    --output docs/examples/$$(basename $$example .py).ipynb $$example || exit 1; \
+	done
 
 docs-serve: $(STAMP)  ## the site at localhost:8000
 	$(BIN)/mkdocs serve

@@ -1,11 +1,15 @@
 # %% [markdown]
 # # A safe robot
 #
-# A robot in the plane steers straight to its goal, `u = goal − x`, and knows nothing of obstacles. A safety
-# filter lets it do what it wants as long as it stays outside of two discs. For a disc with centre `o` and
-# radius `r` the barrier is `c(x) = |x − o|² − r²`: positive outside. The robot moves with velocity `u`, so `ċ
-# = 2 (x − o)ᵀ u`, and the filter asks for `ċ ≥ −gain · c`: the nearer the disc, the slower the approach.
-# `optlayer.nn.SafetyFilter` solves one small quadratic program for each robot, all robots in one batch.
+# A robot in the plane steers straight to its goal, u = goal − x, and knows nothing of obstacles. A safety filter lets
+# it do what it wants as long as it stays outside of two discs. For a disc with centre o and radius r the barrier is
+# c(x) = |x − o|² − r², positive outside. The robot moves with velocity u, so that ċ = 2 (x − o)ᵀu, and the filter asks
+# for ċ ≥ −gain · c: the nearer the disc, the slower the approach.
+#
+# `optlayer.nn.SafetyFilter` solves one small quadratic program for each robot, all robots in one batch:
+#
+#     minimise    ½ ‖u − wanted‖²
+#     subject to  2 (x − o)ᵀu ≥ −gain · c(x)  for each disc
 
 # %%
 import matplotlib.pyplot as plt
@@ -15,6 +19,7 @@ from optlayer import nn
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
+steps = 30
 
 goal = torch.tensor([4.0, 0.0])
 centres = torch.tensor([[1.2, 0.1], [2.7, -0.9]])
@@ -27,9 +32,10 @@ def barriers(x):
     return offset.square().sum(-1) - radii**2, 2 * offset
 
 
-def drive(x, safety_filter=None, steps=200, dt=0.05):
+def drive(x, safety_filter=None, length=80, dt=0.05):
+    """The paths of the robots (length + 1, robots, 2)."""
     path = [x]
-    for _ in range(steps):
+    for _ in range(length):
         u = goal - x
         if safety_filter is not None:
             c, gradient = barriers(x)
@@ -39,53 +45,63 @@ def drive(x, safety_filter=None, steps=200, dt=0.05):
     return torch.stack(path)
 
 
+def distance(path):
+    """How near each robot came to a disc; negative inside."""
+    return ((path[:, :, None, :] - centres).norm(dim=-1) - radii).amin(dim=(0, 2))
+
+
+def show(paths):
+    figure, axes = plt.subplots(1, len(paths), figsize=(4.5 * len(paths), 3), sharey=True, squeeze=False)
+    for axis, (title, path) in zip(axes[0], paths.items(), strict=True):
+        for centre, radius in zip(centres, radii, strict=True):
+            axis.add_patch(plt.Circle(centre.tolist(), radius.item(), color="tab:red", alpha=0.3, linewidth=0))
+        axis.plot(path[:, :, 0].detach(), path[:, :, 1].detach(), color="tab:blue", linewidth=1)
+        axis.plot(*goal.tolist(), "k*", markersize=12)
+        axis.set(aspect="equal", title=title)
+    figure.tight_layout()
+    plt.show()
+
+
 # %% [markdown]
 # Nine robots start on the left, and drive with and without the filter.
 
 # %%
 starts = torch.stack([torch.full((9,), -1.0), torch.linspace(-1.2, 1.2, 9)], dim=1)
 with torch.no_grad():
-    free, safe = drive(starts), drive(starts, nn.SafetyFilter(gain=3.0))
-
-
-def depth(path):
-    """How deep the deepest robot was inside a disc."""
-    distance = (path[:, :, None, :] - centres).norm(dim=-1) - radii
-    return max(0.0, -distance.min().item())
-
-
-print(f"deepest intrusion: {depth(free):.2f} without the filter, {depth(safe):.4f} with it")
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-for axis, path, title in zip(axes, (free, safe), ("without the filter", "with the filter"), strict=True):
-    for centre, radius in zip(centres, radii, strict=True):
-        axis.add_patch(plt.Circle(centre.tolist(), radius.item(), color="tab:red", alpha=0.3))
-    axis.plot(path[:, :, 0], path[:, :, 1], color="tab:blue", linewidth=1)
-    axis.plot(*goal.tolist(), "k*", markersize=12)
-    axis.set_aspect("equal")
-    axis.set_title(title)
-figure.tight_layout()
-plt.show()
+    free, safe = drive(starts), drive(starts, nn.SafetyFilter(gain=6.0))
+for name, path in (("without", free), ("with", safe)):
+    print(f"{name} the filter, the nearest robot is at {distance(path).min():+.3f} from a disc")
+show({"without the filter": free, "with the filter, gain 6": safe})
 
 # %% [markdown]
 # ## Tuning the filter by gradient descent
 #
-# The gain is a parameter of the layer: a large one comes closer to the obstacles and is faster. The whole
-# drive is differentiable through its quadratic programs, so we can ask for the gain with which the robots
-# keep a distance of about 0.15.
+# The gain is a parameter of the layer: with a large one the robots brake late and pass close by. The whole drive is
+# differentiable, through eighty quadratic programs for each robot, so that we can ask for the gain with which the
+# nearest robot keeps a distance of 0.05.
 
 # %%
 layer = nn.SafetyFilter(gain=6.0)
 optimiser = torch.optim.Adam(layer.parameters(), lr=0.3)
-gains = []
-for _ in range(30):
-    path = drive(starts, layer, steps=100)
-    distance = (path[:, :, None, :] - centres).norm(dim=-1) - radii
-    nearest = distance.amin(dim=(0, 2))  # of each robot
-    loss = (nearest - 0.15).clamp(max=0).square().mean() + 1e-3 * (path[50:] - goal).square().mean()
+gains, margins = [], []
+for _ in range(steps):
+    path = drive(starts, layer)
+    nearest = distance(path).min()
+    loss = (nearest - 0.05).square()
+    gains.append(layer.gain.item())
+    margins.append(nearest.item())
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    gains.append(layer.gain.item())
-print(f"gain {gains[0]:.2f} → {gains[-1]:.2f}; nearest robot {nearest.min().item():.3f} from a disc")
+print(f"gain {gains[0]:.2f}: nearest robot at {margins[0]:.3f}; gain {gains[-1]:.2f}: at {margins[-1]:.3f}")
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+left.plot(gains)
+left.set(xlabel="step", ylabel="gain")
+right.plot(margins)
+right.axhline(0.05, color="grey", linestyle=":")
+right.set(xlabel="step", ylabel="nearest robot")
+figure.tight_layout()
+plt.show()
+show({"gain 6": safe, f"gain {gains[-1]:.2f}": path})
