@@ -73,8 +73,8 @@ gpu: $(STAMP) core  ## the tests that need a CUDA device
 sudoku: $(STAMP) core  ## learn 4x4 Sudoku from examples (ARGS=... for `optlayer sudoku`)
 	$(BIN)/optlayer sudoku $(ARGS)
 
-paper: $(STAMP) core  ## every experiment of the OptNet paper
-	$(BIN)/optlayer paper $(ARGS)
+paper: $(BENCH_STAMP) core  ## every experiment of the OptNet paper, beside Gurobi and qpth
+	$(BENCH_VENV)/bin/optlayer paper $(ARGS)
 
 $(BENCH_STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	$(PYTHON) -m venv $(BENCH_VENV)

@@ -11,8 +11,7 @@ h = G z₀ + s₀, s₀ uniform. Gurobi and qpth take part where they are instal
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -60,17 +59,6 @@ def repeated(trial: Callable[[], tuple[float, ...]], trials: int, seconds: float
 def spread(times: list[float]) -> Row:
     """Median, extremes and number of trials."""
     return {"seconds": median(times), "least": min(times), "most": max(times), "trials": len(times)}
-
-
-@contextmanager
-def using(count: int) -> Iterator[None]:
-    """Let torch, and with it our solver, use this many threads; 0 leaves all as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- fig. 1: a layer among layers -----------------------------------------------------------------------------------
@@ -338,10 +326,11 @@ def report(folder: Path) -> str:
     first, second = ([row for row in found["results"] if row["figure"] == figure] for figure in (1, 2))
     absent = "".join(f"- {name}: {why}\n" for name, why in found["absent"].items())
     absent = f"Not measured:\n\n{absent}\n" if absent else ""
+    gpu = f" The GPU is an {found['gpu']}." if found["gpu"] else ""
     _, layer, batch = (__doc__ or "").strip().split("\n\n")
     return f"""## Speed, section 4.1
 
-{layer} Medians; numbers are of type {found["dtype"]}.
+{layer} Medians; numbers are of type {found["dtype"]}.{gpu}
 
 {harness.markdown(layers_table(first))}
 ![A linear and an OptNet layer, forward and backward](img/experiments/speed-layers.png)
@@ -386,7 +375,7 @@ def main(
     dtype: Annotated[str, Option(help="Fig. 1: float32 or float64, for both layers.")] = "float64",
     variables: Annotated[int, Option(help="Fig. 2: n = p.")] = 100,
     batches: Annotated[list[int] | None, Option(help="Fig. 2: batch sizes. Default: 1, 2, 4, …, 128.")] = None,
-    only: Annotated[list[str] | None, Option(help="Fig. 2: methods (as the figure names them); default: all.")] = None,
+    only: Annotated[list[str] | None, Option(help="Fig. 2: methods, as the figure names them; default: all.")] = None,
     trials: Annotated[int, Option(help="Trials of each measurement, after one to warm up; the paper has 10.")] = 10,
     seconds: Annotated[float, Option(help="No more trials of a measurement after this time.")] = 20,
     threads: Annotated[int, Option(help="Threads; 0: as many as torch takes.")] = 0,
@@ -399,6 +388,8 @@ def main(
     options = dict(locals())
     if resume:
         return main(**harness.resumed(resume, options))
+    if threads:
+        torch.set_num_threads(threads)
     run = Run("speed", options, out, "cpu")
     devices = ["cpu", "cuda"] if accelerator == "auto" and torch.cuda.is_available() else ["cpu"]
     store = run.folder / "measurements.json"
@@ -414,23 +405,22 @@ def main(
             what = f"{row['device']:5}{row['method']:38}{row['direction']:9} n {row['n']:4} batch {row['batch']:4}"
             run.console.print(what, f"{1e3 * row['seconds']:10.3f} ms" if "seconds" in row else row["failure"])
 
-    with using(threads):
-        for device in devices:
-            for size in sizes or [10, 50, 100, 500]:
-                if not done(figure=1, device=device, n=size):
-                    torch.manual_seed(seed)
-                    keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
-        absent = {name: why for name in only or METHODS if (why := missing(METHODS[name][0]))}
-        for device in devices:
-            for batch in batches or [1, 2, 4, 8, 16, 32, 64, 128]:
+    for device in devices:
+        for size in sizes or [10, 50, 100, 500]:
+            if not done(figure=1, device=device, n=size):
                 torch.manual_seed(seed)
-                tensors = problems(variables, batch, device)
-                answer = optlayer.solve(**tensors).z
-                for name in only or METHODS:
-                    if name in absent or device not in METHODS[name][1]:
-                        continue
-                    if not done(figure=2, device=device, method=name, batch=batch):
-                        keep([method(name, tensors, answer, trials, seconds)])
+                keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
+    absent = {name: why for name in only or METHODS if (why := missing(METHODS[name][0]))}
+    for device in devices:
+        for batch in batches or [1, 2, 4, 8, 16, 32, 64, 128]:
+            torch.manual_seed(seed)
+            tensors = problems(variables, batch, device)
+            answer = optlayer.solve(**tensors).z
+            for name in only or METHODS:
+                if name in absent or device not in METHODS[name][1]:
+                    continue
+                if not done(figure=2, device=device, method=name, batch=batch):
+                    keep([method(name, tensors, answer, trials, seconds)])
     first, second = ([row for row in found if row["figure"] == figure] for figure in (1, 2))
     run.save(draw_layers(first), "layers.png")
     run.save(draw_batches(second), "batches.png")
@@ -438,7 +428,8 @@ def main(
         if "failure" in row:
             absent[row["method"]] = row["failure"]
     run.console.print(harness.table(layers_table(first)))
-    run.finish(found, batches_table(second), absent=absent, dtype=dtype)
+    gpu = torch.cuda.get_device_name() if "cuda" in devices else None
+    run.finish(found, batches_table(second), absent=absent, dtype=dtype, gpu=gpu)
 
 
 def paper(folder: Path, full: bool) -> None:
