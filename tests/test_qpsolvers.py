@@ -250,10 +250,10 @@ def test_scipy_matrices_are_taken_as_constants() -> None:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_dense_backends_refuse_sparse_matrices(backend: str) -> None:
+@pytest.mark.parametrize("wanted", ["auto", "reference"])
+def test_dense_backends_refuse_sparse_matrices(wanted: str) -> None:
     with pytest.raises(ValueError, match="takes dense tensors; use backend='qpsolvers:NAME'"):
-        optlayer.solve(**chain(8), backend=backend)
+        optlayer.solve(**chain(8), backend=wanted)
 
 
 def test_sparse_matrices_have_no_batch() -> None:

@@ -86,10 +86,11 @@ class Problem:
 
     def replace(self, tensors: list[Tensor | None] | tuple[Tensor | None, ...], batch: int | None) -> Problem:
         """The same problem with other tensors (order of NAMES, same kinds) and batch."""
-        Q, q, *rest = tensors
-        assert Q is not None and q is not None
+        Q, q, G, h, A, b, lb, ub = tensors
+        assert Q is not None
+        assert q is not None
         form = Diagonal(Q) if isinstance(self.Q, Diagonal) else Q
-        return Problem(form, q, *rest, self.n, self.m, self.p, batch, self.dtype, self.device)
+        return Problem(form, q, G, h, A, b, lb, ub, self.n, self.m, self.p, batch, self.dtype, self.device)
 
 
 def check(
