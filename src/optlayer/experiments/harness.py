@@ -236,7 +236,9 @@ class Job:
         return f"{self.name.replace(' ', '-').lower()}-seed{self.seed}"
 
 
-def evaluate(fabric: Fabric, model: nn.Module, data: tuple[Tensor, Tensor], measures: Measures, batch: int = 250) -> Row:
+def evaluate(
+    fabric: Fabric, model: nn.Module, data: tuple[Tensor, Tensor], measures: Measures, batch: int = 250
+) -> Row:
     """The mean of every measure over all examples (each process takes its share)."""
     rank, world = fabric.global_rank, fabric.world_size
     inputs, targets = (part[rank::world] for part in data)
