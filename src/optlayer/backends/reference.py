@@ -304,7 +304,7 @@ def _interior(problem: _Scaled, iterations: int, aim: Tensor | None = None) -> t
     aim = on.new_zeros(batch, 1) if aim is None else aim
     # start: the problem with lam = s in place of lam∘s = 0, shifted to positive values
     z, nu, y = _System(problem, on, on).solve(-problem.q, problem.b, 0.5 * on * problem.d)
-    s, lam = _positive(-y, on), _positive(y, on)
+    s, lam = _positive(-y, on), on * _positive(y, on)
     best = _Iterate(*(x.clone() for x in (z, nu, s, lam)))
     merit = z.new_full((batch,), torch.inf)
     taken = torch.zeros(batch, dtype=torch.int32, device=z.device)
@@ -586,7 +586,7 @@ def _nothing(problem: _Standard, status: Tensor) -> _Answer:
 
 
 def relax(problem: Problem, settings: Settings, point: Point) -> Point:
-    """The point of the central path with lam∘s = settings.smoothing on every finite side, of members that are solved."""
+    """The point of the central path with lam∘s = settings.smoothing on every finite side, where solved."""
     standard = _standard(problem)
     members = (point.status == int(Status.SOLVED)).nonzero().flatten()
     if not len(members):
