@@ -42,7 +42,9 @@ Members that were not solved, and sides with infinite d, have zero gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,11 +99,12 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
 class Call:
     """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
 
-    __slots__ = ("batch", "check", "diagonal", "engine", "ranks", "settings", "sizes", "smoothed", "transformed")
+    __slots__ = ("batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed")
 
     def __init__(self, problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> None:
         self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
         self.diagonal = isinstance(problem.Q, Diagonal)
+        self.device = problem.device.type
         self.sizes = (problem.n, problem.m, problem.p)
         self.smoothed = settings.gradient == "smoothed"
         self.transformed = transformed()
@@ -117,9 +120,7 @@ class Call:
         return 2 if NAMES[i] in ("G", "A") or (i == 0 and not self.diagonal) else 1
 
     def with_batch(self, batch: int) -> Call:
-        other: Call = object.__new__(Call)
-        for name in ("settings", "engine", "check", "diagonal", "sizes", "smoothed", "transformed"):
-            setattr(other, name, getattr(self, name))
+        other = copy.copy(self)
         other.batch = batch
         return other
 
@@ -318,6 +319,19 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)
 
 
+def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Products in the dtype of their factors, whatever autocast would make of them."""
+
+    @functools.wraps(method)
+    def inner(ctx: Any, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(ctx.call.device):
+            return method(ctx, *args)
+        with torch.autocast(ctx.call.device, enabled=False):
+            return method(ctx, *args)
+
+    return inner
+
+
 class _Solve(torch.autograd.Function):
     """(call, tensors) → outputs of Call.solve."""
 
@@ -334,11 +348,13 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
+    @_full_precision
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         return (None, *pullback(ctx.call, saved[:8], saved[8:], upstream, ctx.needs_input_grad[1:]))
 
     @staticmethod
+    @_full_precision
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         return pushforward(ctx.call, saved[:8], saved[8:], tangents)
@@ -365,6 +381,7 @@ class _KKT(torch.autograd.Function):
         ctx.save_for_forward(*args, *output)
 
     @staticmethod
+    @_full_precision
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         tensors, point, _ = _split(ctx.saved_tensors[:-5])
@@ -380,6 +397,7 @@ class _KKT(torch.autograd.Function):
         return (None, *grads)
 
     @staticmethod
+    @_full_precision
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, ...]:
         call: Call = ctx.call
         tensors, point, _ = _split(ctx.saved_tensors[:-5])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from optlayer.settings import Settings
 from optlayer.solution import Solution, SolveError, Status
 
 _DEFAULT = Settings()
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def solve(
@@ -47,7 +50,8 @@ def solve(
             ``Solution.status``. Unsolved members have zero gradient.
 
     Returns:
-        Solution: point, multipliers, and a verdict for each member. dtype (float32 or float64) and device are q's.
+        Solution: point, multipliers, and a verdict for each member. dtype and device are q's; half precision, and
+        mixed precision under autocast, are solved in float32 at least.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit together; the message shows every shape.
@@ -55,6 +59,11 @@ def solve(
 
     Source: Amos & Kolter, OptNet (ICML 2017), eq. 2 and §3.
     """
+    if isinstance(q, Tensor) and (q.dtype in _HALF or torch.is_autocast_enabled(q.device.type)):
+        wide = _widened(Q, q, G, h, A, b, lb, ub)
+        if wide is not None:
+            with torch.autocast(q.device.type, enabled=False):
+                return _rounded(solve(*wide, settings=settings, backend=backend, check=check), q.dtype)
     problem = check_problem(Q, q, G, h, A, b, lb, ub)
     engine = backend if torch.compiler.is_compiling() else backends.choose(problem, backend)
     values = implicit.solve(problem, settings, engine, check)
@@ -63,4 +72,23 @@ def solve(
     solution = Solution(problem, *values)
     if check and not implicit.transformed() and bool((solution.status != int(Status.SOLVED)).any()):
         raise SolveError(solution)
+    return solution
+
+
+def _widened(Q: Tensor | Diagonal, *others: Tensor | None) -> list[Any] | None:
+    """The arguments in float32, or in float64 if any has it; None outside autocast if their dtypes are mixed."""
+    values = (Q.d if isinstance(Q, Diagonal) else Q, *others)
+    tensors = [x for x in values if isinstance(x, Tensor)]
+    dtypes = {x.dtype for x in tensors}
+    if len(dtypes) > 1 and not any(torch.is_autocast_enabled(x.device.type) for x in tensors):
+        return None
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    wide = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in values]
+    return [Diagonal(wide[0]) if isinstance(Q, Diagonal) else wide[0], *wide[1:]]
+
+
+def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
+    """The same with its point in `dtype`; the verdict keeps its precision."""
+    for name in ("z", "s", "lam", "nu", "lam_lb", "lam_ub"):
+        setattr(solution, name, getattr(solution, name).to(dtype))
     return solution
