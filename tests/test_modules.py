@@ -292,6 +292,23 @@ def test_elastic_gradients_are_those_of_differences(epsilon: float) -> None:
     assert gradcheck(layer, *(problem[name] for name in ("Q", "q", "G", "h", "A", "b")))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_elastic_gradient_of_contradicting_inequalities(backend: str, dtype: torch.dtype) -> None:
+    """Between z ≤ 1 and z ≥ 3 the violations are z − 1 and 3 − z, and z = −q."""
+    # A test of the backend too: rows that depend on each other in z, and slack variables without curvature.
+    Q, G = torch.eye(1, dtype=dtype), torch.tensor([[1.0], [-1.0]], dtype=dtype)
+    h = torch.tensor([1.0, -3.0], dtype=dtype, requires_grad=True)
+    q = torch.tensor([[-1.5], [-2.0], [-2.8]], dtype=dtype, requires_grad=True)
+    if backend == "cuda":
+        Q, G, h, q = (x.detach().cuda().requires_grad_() for x in (Q, G, h, q))
+    z, violation = nn.ElasticQPLayer(10.0, backend=backend)(Q, q, G, h)
+    close(z, -q, 1e-5)
+    up = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]).to(z)
+    grad_h, grad_q = torch.autograd.grad(violation, [h, q], up)
+    close(grad_h.cpu(), [-2.0, -3.0], 1e-4)
+    close(grad_q.cpu(), [[0.0], [-1.0], [2.0]], 1e-4)
+
+
 def test_elastic_gradient_leads_to_feasibility() -> None:
     """Contradicting constraints are moved until the hard problem has an answer."""
     G = torch.nn.Parameter(normal(6, 2))
