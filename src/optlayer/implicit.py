@@ -332,6 +332,21 @@ def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
+def _nested(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Forward mode on inside a jvp: torch turns it off for all levels, and an outer one would see constants.
+
+    The level of this jvp itself is taken off the saved tensors instead.
+    """
+
+    @functools.wraps(method)
+    def inner(ctx: Any, _: None, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [x if x is None else forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors]
+            return method(ctx, saved, *tangents)
+
+    return inner
+
+
 class _Solve(torch.autograd.Function):
     """(call, tensors) → outputs of Call.solve."""
 
@@ -355,8 +370,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     @_full_precision
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+    @_nested
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         return pushforward(ctx.call, saved[:8], saved[8:], tangents)
 
     @staticmethod
@@ -398,10 +413,10 @@ class _KKT(torch.autograd.Function):
 
     @staticmethod
     @_full_precision
-    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, ...]:
+    @_nested
+    def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> tuple[Tensor, ...]:
         call: Call = ctx.call
-        tensors, point, _ = _split(ctx.saved_tensors[:-5])
-        v = Adjoint(*ctx.saved_tensors[-5:])
+        (tensors, point, _), v = _split(saved[:-5]), Adjoint(*saved[-5:])
         dt, dpoint, dr = _split(tangents)
         d_z, d_lam, d_nu = matrix_tangents(call, dt[0], dt[2], dt[4], v.z, v.lam, v.nu)
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
