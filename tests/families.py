@@ -1,6 +1,7 @@
 """Problem families with known structure, most of them made from their solution.
 
-    z, s, lam, nu are chosen first, with lam∘s = 0;  then  q = −(Q z + Gᵀlam + Aᵀnu − lam_lb + lam_ub),  h = G z + s,  b = A z.
+    z, s, lam, nu are chosen first, with lam∘s = 0;
+    then  q = −(Q z + Gᵀlam + Aᵀnu − lam_lb + lam_ub),  h = G z + s,  b = A z.
 
 `FAMILIES[name](generator, dtype)` gives a Case. Strict families have exactly one of lam, s zero on each side and a
 unique solution with unique multipliers, so that derivatives exist. `INFEASIBLE`, `UNBOUNDED`, `INVALID`, `CONCAVE` hold
@@ -34,8 +35,8 @@ class Case:
         def move(x: Any) -> Any:
             return Diagonal(x.d.to(device)) if isinstance(x, Diagonal) else x.to(device)
 
-        known = {name: move(x) for name, x in self.known.items()}
-        return Case({k: move(x) for k, x in self.data.items()}, None if self.z is None else move(self.z), known, self.strict)
+        data, known = ({name: move(x) for name, x in part.items()} for part in (self.data, self.known))
+        return Case(data, None if self.z is None else move(self.z), known, self.strict)
 
 
 Make = Callable[[torch.Generator, torch.dtype], Case]
@@ -128,7 +129,8 @@ def dense(generator: torch.Generator, dtype: torch.dtype) -> Case:
 @family
 def diagonal(generator: torch.Generator, dtype: torch.dtype) -> Case:
     r = _Random(generator, dtype)
-    return from_solution(Diagonal(r.uniform(BATCH, 6)), r.normal(BATCH, 6), r, G=r.normal(4, 6), A=r.normal(2, 6), lower=True)
+    Q, z = Diagonal(r.uniform(BATCH, 6)), r.normal(BATCH, 6)
+    return from_solution(Q, z, r, G=r.normal(4, 6), A=r.normal(2, 6), lower=True)
 
 
 @family
@@ -171,7 +173,7 @@ def linear_program(generator: torch.Generator, dtype: torch.dtype) -> Case:
 
 
 @family
-def singular_Q(generator: torch.Generator, dtype: torch.dtype) -> Case:  # noqa: N802
+def singular_Q(generator: torch.Generator, dtype: torch.dtype) -> Case:
     """Rank 3 of 6; the active rows fix the rest."""
     r = _Random(generator, dtype)
     W = r.normal(BATCH, 6, 3)
@@ -283,7 +285,8 @@ def no_batch(generator: torch.Generator, dtype: torch.dtype) -> Case:
 def sizes_of_a_vector(generator: torch.Generator, dtype: torch.dtype) -> Case:
     """No size a multiple of four."""
     r = _Random(generator, dtype)
-    return from_solution(r.definite(BATCH, 33), r.normal(BATCH, 33), r, G=r.normal(BATCH, 21, 33), A=r.normal(BATCH, 13, 33))
+    G, A = r.normal(BATCH, 21, 33), r.normal(BATCH, 13, 33)
+    return from_solution(r.definite(BATCH, 33), r.normal(BATCH, 33), r, G=G, A=A)
 
 
 def _rescaled(case: Case, variables: Tensor, rows: Tensor, cost: float) -> Case:
@@ -332,7 +335,7 @@ def small_objective(generator: torch.Generator, dtype: torch.dtype) -> Case:
     return _rescaled(case, one[:, :5], one, 1e-8 if dtype == torch.float64 else 1e-4)
 
 
-# --- problems without solution -----------------------------------------------------------------------------------------
+# --- problems without solution --------------------------------------------------------------------------------------
 
 
 def _tensors(dtype: torch.dtype, **values: Any) -> dict[str, Tensor]:

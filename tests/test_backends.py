@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, Case, generate, hopeless
 from torch import Tensor
 
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
 from optlayer.backends import reference
 from optlayer.backends.base import Adjoint, Point
 from optlayer.problem import Problem, check
-from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, Case, generate, hopeless
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -76,7 +76,8 @@ def verify(data: dict[str, Any], point: Point, tolerance: float) -> None:
             terms.append(d["G"].T @ lam)
             side(d["h"], d["G"] @ z, lam, tolerance)
             real = np.isfinite(d["h"])
-            np.testing.assert_allclose(s[real], (d["h"] - d["G"] @ z)[real], atol=tolerance * scale(d["h"], d["G"] @ z))
+            size = scale(d["h"], d["G"] @ z)
+            assert np.abs(s - d["h"] + d["G"] @ z)[real].max(initial=0) <= tolerance * size
             assert np.isposinf(s[~real]).all()
             assert (s >= 0).all()
         if "A" in d:
@@ -105,7 +106,7 @@ def side(d: np.ndarray, Cz: np.ndarray, y: np.ndarray, tolerance: float) -> None
     assert products.max(initial=0) <= 10 * tolerance * size * scale(y)
 
 
-# --- solutions ---------------------------------------------------------------------------------------------------------
+# --- solutions ------------------------------------------------------------------------------------------------------
 
 
 @DTYPES
@@ -198,7 +199,7 @@ def test_without_polish(backend: str) -> None:
     verify(case.data, point, 1e-8)
 
 
-# --- against independent solutions -------------------------------------------------------------------------------------
+# --- against independent solutions ----------------------------------------------------------------------------------
 
 
 def test_projection_on_a_box_is_a_clamp(backend: str) -> None:
@@ -255,7 +256,7 @@ def test_agrees_with_the_reference(backend: str, family: str, dtype: torch.dtype
         assert ((point.z - expected.z).abs() / (1 + expected.z.abs())).max() < close
 
 
-# --- no solution -------------------------------------------------------------------------------------------------------
+# --- no solution ----------------------------------------------------------------------------------------------------
 
 TABLES = {
     **{f"infeasible: {k}": (v, Status.PRIMAL_INFEASIBLE) for k, v in INFEASIBLE.items()},
@@ -332,7 +333,7 @@ def test_explains_in_words(values: dict[str, Any], words: list[str]) -> None:
         assert "row 1 " not in text
 
 
-# --- every member for itself ---------------------------------------------------------------------------------------------
+# --- every member for itself ----------------------------------------------------------------------------------------
 
 
 def whole(data: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -401,13 +402,14 @@ def test_failing_members_among_others(backend: str) -> None:
     data = {"Q": Q, "q": q, "G": G, "h": h, "lb": lb, "ub": ub}
     point = run(backend, data)
     expected = [
-        Status.SOLVED, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE, Status.INVALID_INPUT, Status.NOT_CONVEX, Status.SOLVED,
+        Status.SOLVED, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE,
+        Status.INVALID_INPUT, Status.NOT_CONVEX, Status.SOLVED,
     ]  # fmt: skip
     assert [Status(int(x)) for x in point.status] == expected
     same(point, [0, 5], run(backend, {name: x[[0, 5]] for name, x in data.items()}), [0, 1])
 
 
-# --- the system of the derivative ----------------------------------------------------------------------------------------
+# --- the system of the derivative -----------------------------------------------------------------------------------
 
 
 def right_side(point: Point, seed: int) -> Adjoint:
@@ -504,10 +506,12 @@ def test_any_backend_differentiates_a_point_of_the_reference(backend: str, famil
         assert ((mine.z - theirs.z).abs() / scale_).max() < 1e-6
 
 
-# --- the relaxed problem -------------------------------------------------------------------------------------------------
+# --- the relaxed problem --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["dense", "bounds_only", "rows_only", "linear_program", "infinite_entries", "weakly_active"])
+@pytest.mark.parametrize(
+    "family", ["dense", "bounds_only", "rows_only", "linear_program", "infinite_entries", "weakly_active"]
+)
 @pytest.mark.parametrize("smoothing", [1e-1, 1e-3, 1e-6])
 def test_relaxed_point_has_the_complementarity_asked_for(family: str, smoothing: float) -> None:
     case = FAMILIES[family](generate(0), torch.float64)

@@ -37,7 +37,8 @@ name = "reference"
 # In equilibrated units:
 REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement removes it
 CENTRALITY = 0.1  # no product s lam falls below this part of their mean
-ACCURACY = 1e-11  # at which the interior point ends: two digits beyond what a solution needs
+ACCURACY = 1e-13  # at which the interior point ends ...
+ENOUGH = 1e-10  # ... or without progress in two iterations, once it is as good as this: rounding may allow no more
 PATIENCE = 15  # iterations without progress before a member is given up
 SINGULAR = 1e-10  # eigenvalues of the KKT matrix that count as zero in derivatives
 CURVATURE = {torch.float64: 1e-9, torch.float32: 1e-5}  # −λ/‖Q‖ that rounding may cause in a semidefinite Q
@@ -331,7 +332,9 @@ def _interior(problem: _Scaled, iterations: int, aim: Tensor | None = None) -> t
         for whole, part in zip(best, (z, nu, s, lam), strict=True):
             whole[members[better]] = part[better]
         # who goes on
-        live = (now > ACCURACY) & now.isfinite() & (iteration - progress[members] < PATIENCE)
+        waiting = iteration - progress[members]
+        waiting_for = torch.where(merit[members] > ENOUGH, PATIENCE, 2)
+        live = (now > ACCURACY) & now.isfinite() & (waiting < waiting_for)
         if iteration == iterations or not bool(live.any()):
             break
         if not bool(live.all()):
