@@ -326,6 +326,10 @@ def test_failing_members_have_zero_gradients_whatever_flows_in(value: float, bac
     grads = dict(zip(leaves, found, strict=True))
     assert not grads["q"][1:].any()
     assert not grads["lb"][1:].any()
+    (second,) = torch.autograd.grad(
+        torch.autograd.grad(optlayer.solve(**leaves, backend=backend, check=False).z.square().sum(), q, create_graph=True)[0].sum(), q
+    )
+    assert not second[1:].any()
     alone = {k: (x if k in shared else x[:1]).detach().requires_grad_() for k, x in leaves.items()}
     one = optlayer.solve(**alone, backend=backend)
     expected = torch.autograd.grad((one.z.sum() + one.s.sum() + one.lam.sum()), list(alone.values()))

@@ -189,7 +189,10 @@ def pullback(
     parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
     g = Adjoint(*(torch.zeros_like(x) if y is None else y for x, y in zip(parts, (g_z, *rest), strict=True)))
     v = _kkt(call, tensors, point, g)
-    z, lam, nu = (x if solved is None else torch.where(solved, x, 0.0) for x in (point.z, point.lam, point.nu))
+    z, lam, nu = point.z, point.lam, point.nu
+    if solved is not None:
+        v = Adjoint(*(torch.where(solved, x, 0.0) for x in v))
+        z, lam, nu = (torch.where(solved, x, 0.0) for x in (z, lam, nu))
     v_h = _sum(g_s, v.lam)
     grad_Q, grad_G, grad_A = matrix_gradients(call, tensors, (need[0], need[2], need[4]), z, lam, nu, v._replace(lam=v_h))
     vectors = [
@@ -387,7 +390,8 @@ class _KKT(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, *args: Any) -> tuple[Tensor, ...]:
         tensors, point, rhs = _split(args)
-        return tuple(call.kkt_solve(tensors, point, rhs))
+        solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
+        return tuple(torch.where(solved, x, 0.0) for x in call.kkt_solve(tensors, point, rhs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
