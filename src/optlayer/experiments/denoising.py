@@ -344,13 +344,14 @@ def report(folder: Path) -> str:
 
 {(__doc__ or "").split(chr(10), 2)[2].strip()}
 
-{options["train"]} signals to learn from, {options["test"]} held out; mirror images count as
-training signals, too, for every model. The best λ for these signals differs from the one the paper names, and so do the errors: ratios are what compares. All models train with Adam, {options["batch"]} signals a
-step, rates that decay to zero: {options["rate"]} for the layers (3 times that for the random start) and
-{options["fc_rate"]} for the network, which has {options["fc_hidden"]} hidden units. The paper's random start is learned
-"from scratch" by its fixed λ and a penalty; ours learns λ, too. *Start from the data* is told no more than the random
-one: its rows are the best linear guesses of a sample from those before, learned from the clean training signals, in
-closed form. *Guided by a network* lets three convolutions scale the price of a jump, place by place: not in the paper.
+{options["train"]} signals to learn from, {options["test"]} held out; mirror images count as training signals, too, for
+every model. The best λ for these signals differs from the one the paper names, and so do the errors: ratios are what
+compares. All models train with Adam, {options["batch"]} signals a step, rates that decay to zero: {options["rate"]} for
+the layers (3 times that for the random start) and {options["fc_rate"]} for the network, which has
+{options["fc_hidden"]} hidden units. The paper's random start has a fixed λ and a penalty; ours learns λ, too. *Start
+from the data* is told no more than the random one: its rows are the best linear guesses of a sample from those before,
+learned from the clean training signals, in closed form. *Guided by a network* lets three convolutions scale the price
+of a jump, place by place: not in the paper.
 
 {harness.markdown(beside(results))}
 ![Training and test error over the epochs](img/experiments/denoising-curves.png)

@@ -7,6 +7,7 @@ data-parallel: `batch` is the global batch, each process takes its share of it.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import platform
@@ -217,7 +218,8 @@ class Job:
     """One model to train: how, and how to judge it.
 
     `measures` gives per-example figures; the one called "loss" is minimised, in the mean. `penalty` is added to it.
-    `schedule` maps the progress of the training (0 to 1) to a factor on the optimiser's rates.
+    `schedule` maps the progress of the training (0 to 1) to a factor on the optimiser's rates. Gradients longer than
+    `clip` are shortened to it. `per_epoch` makes an epoch of that many examples, drawn anew for each, not of all.
     """
 
     name: str
@@ -229,6 +231,8 @@ class Job:
     batch: int
     schedule: Callable[[float], float] = constant
     penalty: Callable[[nn.Module], Tensor] | None = None
+    clip: float | None = None
+    per_epoch: int | None = None
     history: list[Row] = field(default_factory=list)
 
     @property
@@ -267,7 +271,8 @@ def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> l
         range(len(inputs)), num_replicas=fabric.world_size, rank=fabric.global_rank, shuffle=True, seed=job.seed
     )
     batches = BatchSampler(sampler, job.batch // fabric.world_size, drop_last=False)
-    steps = len(batches) * epochs
+    length = min(len(batches), job.per_epoch // job.batch if job.per_epoch else len(batches))
+    steps = length * epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: job.schedule(step / steps))
     last, best = (run.folder / "checkpoints" / f"{job.key}.{which}.ckpt" for which in ("last", "best"))
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "history": job.history}
@@ -290,32 +295,36 @@ def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> l
         run.write_metrics()
 
     if not job.history:
-        log(0, 0.0, evaluate(fabric, model, data.train, job.measures))
+        some = tuple(part[: job.per_epoch] for part in data.train)
+        log(0, 0.0, evaluate(fabric, model, some, job.measures))  # type: ignore[arg-type]
     done = len(job.history) - 1
-    task = progress.add_task(f"{job.name}, seed {job.seed}", total=epochs * len(batches)) if progress else None
+    task = progress.add_task(f"{job.name}, seed {job.seed}", total=epochs * length) if progress else None
     if progress and task is not None:
-        progress.update(task, completed=done * len(batches))
+        progress.update(task, completed=done * length)
     for epoch in range(done + 1, epochs + 1):
         sampler.set_epoch(epoch)
-        started, sums = time.perf_counter(), dict[str, Tensor]()
-        for indices in batches:
+        started, sums, seen = time.perf_counter(), dict[str, Tensor](), 0
+        for indices in itertools.islice(batches, length):
             chosen = torch.as_tensor(indices)
             figures = job.measures(model(inputs[chosen].to(fabric.device)), targets[chosen].to(fabric.device))
             loss = figures["loss"].mean() + (job.penalty(model) if job.penalty else 0)
             optimizer.zero_grad()
             fabric.backward(loss)
+            if job.clip:
+                fabric.clip_gradients(model, optimizer, max_norm=job.clip)
             optimizer.step()
             scheduler.step()
             for key, figure in figures.items():
                 sums[key] = sums.get(key, 0) + figure.detach().double().sum()
+            seen += len(indices)
             if progress and task is not None:
                 progress.update(task, advance=1, description=f"{job.name}, seed {job.seed}: loss {loss.item():.3g}")
         seconds = job.history[-1]["seconds"] + time.perf_counter() - started
         total = {key: fabric.all_reduce(value, reduce_op="sum").item() for key, value in sums.items()}
-        log(epoch, seconds, {key: value / sampler.total_size for key, value in total.items()})
+        log(epoch, seconds, {key: value / (seen * fabric.world_size) for key, value in total.items()})
     fabric.load(best, {"model": model})
     if progress and task is not None:
-        progress.update(task, completed=epochs * len(batches))
+        progress.update(task, completed=epochs * length)
     return job.history
 
 

@@ -1,0 +1,237 @@
+"""The harness, both Sudokus and denoising: their data, small runs, resume, and two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("lightning_fabric")
+
+from optlayer.experiments import denoising, harness, sudoku, sudoku9
+
+TINY = {"train": 120, "test": 40, "batch": 20, "conv_epochs": 0, "accelerator": "cpu"}
+
+
+def curve(folder: Path) -> list[dict]:
+    """The history of a run without what differs between runs: time."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in harness.read_metrics(folder)]
+
+
+def learn(folder: Path, **options: object) -> list[dict]:
+    sudoku.main(**(TINY | {"epochs": 2, "out": folder} | options))  # type: ignore[arg-type]
+    return curve(folder)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_288_boards_and_the_rules_have_rank_40() -> None:
+    boards = sudoku.grids()
+    assert len({board.tobytes() for board in boards}) == 288
+    assert sudoku.valid(boards).all()
+    broken = boards.copy()
+    broken[:, 0, 0] = broken[:, 0, 1]
+    assert not sudoku.valid(broken).any()
+    assert torch.linalg.matrix_rank(sudoku.rules()) == 40
+    one_hot = sudoku.one_hot(boards).flatten(1).double()
+    assert torch.equal(one_hot @ sudoku.rules().mT, torch.ones(288, 64, dtype=torch.float64))
+
+
+def test_puzzles_have_one_solution_and_no_two_are_equal() -> None:
+    given, solution = sudoku.puzzles(400, seed=3)
+    boards = sudoku.grids()
+    fits = ((given[:, None] == boards) | (given[:, None] == 0)).all((2, 3))
+    assert (fits.sum(1) == 1).all()
+    assert np.array_equal(boards[fits.argmax(1)], solution)
+    assert len({puzzle.tobytes() for puzzle in given}) == 400
+    again = sudoku.puzzles(400, seed=3)[0]
+    assert np.array_equal(given, again)
+    assert not np.array_equal(given, sudoku.puzzles(400, seed=4)[0])
+
+
+def test_big_puzzles_have_one_solution() -> None:
+    given, solution = sudoku9.puzzles(3, seed=1)
+    assert sudoku.valid(solution).all()
+    assert ((given == solution) | (given == 0)).all()
+    for puzzle, answer in zip(given.reshape(-1, 81), solution.reshape(-1, 81), strict=True):
+        board = [1 << int(digit) - 1 if digit else 0 for digit in puzzle]
+        count, found = sudoku9.count_solutions(board)
+        assert count == 1
+        assert [bit.bit_length() for bit in found] == answer.tolist()
+    assert 28 < (given > 0).sum((1, 2)).mean() < 44
+    assert sudoku9.count_solutions([0] * 81)[0] == 2, "an empty board has many"
+    impossible = [1, 1] + [0] * 79
+    impossible[0], impossible[1] = 1, 2
+    impossible[9:12] = [4, 8, 16]
+    impossible[18:21] = [32, 64, 0]
+    impossible[3 + 2 * 9] = 256  # 9 and 8 are left for two cells of the block, whose row has a 9
+    impossible[3 + 1 * 9] = 0
+    assert sudoku9.count_solutions(impossible)[0] in (0, 2)
+
+
+def test_true_groups_of_the_big_board() -> None:
+    groups = sudoku9.true_groups()
+    assert groups.shape == (27, 81)
+    assert (groups.sum(1) == 9).all()
+    assert (groups.sum(0) == 3).all()
+    assert torch.linalg.matrix_rank(groups) == 21
+
+
+def test_signals_are_those_of_the_paper() -> None:
+    noisy, clean = denoising.signals(600, seed=5)
+    pieces = (clean.diff(dim=1) != 0).sum(1) + 1
+    assert pieces.min() >= 1
+    assert pieces.max() == 9
+    assert abs(pieces.double().mean() - 5) < 0.3
+    assert torch.equal(clean, clean.round())
+    assert clean.min() >= 10
+    assert clean.max() <= 99
+    noise = noisy - clean
+    assert abs(noise.std() - 10) < 0.2
+    assert abs(noise.mean()) < 0.2
+    assert torch.equal(noisy, denoising.signals(600, seed=5)[0])
+    assert torch.equal(noisy[:100], denoising.signals(100, seed=5)[0])
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_dual_form_minimises_total_variation() -> None:
+    torch.manual_seed(0)
+    y, _ = denoising.signals(3)
+    model = denoising.Denoiser(denoising.random_rows(100), 2.0)
+    with torch.no_grad():
+        z = model(y)
+
+    def objective(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (x - y).square().sum(1) + 2 * (x @ model.D.detach().mT).abs().sum(1)
+
+    best = objective(z)
+    for size in (1e-3, 1e-1, 10.0):
+        for _ in range(20):
+            assert (objective(z + size * torch.randn_like(z)) >= best - 1e-6).all()
+
+
+def test_innovations_of_a_random_walk_are_its_differences() -> None:
+    torch.manual_seed(0)
+    walks = torch.randn(200_000, 6, dtype=torch.float64).cumsum(1) * 100
+    torch.testing.assert_close(denoising.innovations(walks), denoising.differences(6), atol=0.02, rtol=0)
+
+
+def test_total_variation_divides_the_noise_by_six() -> None:
+    noisy, clean = denoising.signals(200)
+    error = (denoising.tv(noisy, 21.0) - clean).square().mean()
+    assert 13 < error < 19  # 15.9 ± 0.7 for 1000 signals
+
+
+def test_a_guide_and_maps_start_as_total_variation() -> None:
+    noisy, _ = denoising.signals(4)
+    guided = denoising.Denoiser(denoising.differences(100), 21.0, denoising.Guide())
+    with torch.no_grad():
+        torch.testing.assert_close(guided(noisy), denoising.tv(noisy, 21.0), atol=1e-5, rtol=0)
+
+
+def test_the_true_rules_solve_big_boards() -> None:
+    given, solution = sudoku9.puzzles(2, seed=2, givens=40)
+    eye = torch.eye(10)[:, 1:]
+    puzzle, target = (eye[torch.from_numpy(part.astype(np.int64))] for part in (given, solution))
+    layer = sudoku9.Layer(torch.linalg.svd(sudoku9.true_groups())[2][:21], 0.01)
+    with torch.no_grad():
+        assert not sudoku.measures(layer(puzzle), target.double())["board_error"].any()
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
+    rows = learn(tmp_path, train=1500, test=100, batch=50, epochs=3)
+    assert rows[-1]["test_loss"] < 0.1 * rows[0]["test_loss"]
+    assert rows[-1]["test_cell_error"] < 0.5 * rows[0]["test_cell_error"]
+    for name in ("config.json", "results.json", "metrics.csv", "curves.png", "boards.png", "constraints.png"):
+        assert (tmp_path / name).stat().st_size > 100, name
+    text = sudoku.report(tmp_path)
+    assert "| model |" in text
+    assert sudoku.compare(tmp_path)[0]["ours"]
+
+
+def test_a_seed_determines_the_run(tmp_path: Path) -> None:
+    first = learn(tmp_path / "first", epochs=1)
+    assert first == learn(tmp_path / "second", epochs=1)
+    assert first != learn(tmp_path / "other", epochs=1, seed=1)
+
+
+def test_a_broken_run_resumes_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = learn(tmp_path / "whole", epochs=3)
+    real, calls = harness.Run.write_metrics, []
+
+    def breaking(self: harness.Run) -> None:
+        real(self)
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.Run, "write_metrics", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            learn(tmp_path / "broken", epochs=3)
+    assert len(curve(tmp_path / "broken")) == 2
+    sudoku.main(resume=tmp_path / "broken")
+    assert curve(tmp_path / "broken") == whole
+
+
+def test_a_folder_keeps_its_options(tmp_path: Path) -> None:
+    learn(tmp_path, epochs=1)
+    with pytest.raises(FileExistsError, match="other options"):
+        learn(tmp_path, epochs=2)
+
+
+def test_the_best_epoch_is_chosen_without_the_test_examples(tmp_path: Path) -> None:
+    learn(tmp_path, epochs=2)
+    rows = curve(tmp_path)
+    best = min(rows, key=lambda row: row["train_loss"])
+    found = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    assert found["test_loss"] == pytest.approx(best["test_loss"], rel=1e-9)
+
+
+def test_denoising_runs(tmp_path: Path) -> None:
+    denoising.main(train=60, test=30, epochs=1, batch=20, fc_epochs=1, fc_hidden=20, sweep=22, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert len(results) == 6
+    assert results[0]["ratio"] == 1
+    assert all(np.isfinite(row["test_loss"]) for row in results)
+    for name in ("curves.png", "differences.png", "signals.png", "sweep.png"):
+        assert (tmp_path / name).stat().st_size > 1000, name
+    assert "29.8" in denoising.report(tmp_path)
+    assert len(denoising.compare(tmp_path)) == 6
+
+
+def test_big_sudoku_runs(tmp_path: Path) -> None:
+    sudoku9.main(train=6, test=2, per_epoch=4, epochs=1, batch=2, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [row["model"] for row in results] == ["the true rules", "OptNet"]
+    assert results[0]["test_loss"] < results[1]["test_loss"]
+    assert (tmp_path / "learned.png").exists()
+    assert "SATNet" in sudoku9.report(tmp_path)
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom optlayer.experiments import sudoku\n"
+        f"sudoku.main(**{TINY!r}, epochs=1, out=Path(sys.argv[1]))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, words in (("one", []), ("two", launcher)):
+        command = [sys.executable, *words, str(script), str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == len(two) == 2
+    for alone, together in zip(one, two, strict=True):
+        assert alone == pytest.approx(together, rel=1e-6)
