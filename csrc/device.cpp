@@ -13,6 +13,7 @@ namespace {
 // The team that measures: it has no thread, so nothing happens.
 template <class Value> struct Nobody {
     using V = Value;
+    static constexpr bool by_rows = true;
     template <class F> void each(int, F&&) const {}
     template <class F> void each_pair(int, int, F&&) const {}
     template <class F> void each_lower(int, F&&) const {}
@@ -35,11 +36,12 @@ template <class Value> struct Nobody {
 };
 
 // Multiply-adds of an iteration, as in the CPU's cost model; without data there are no found bounds or diagonals.
-Method choose(const Args& g, bool bounds, bool shared) {
+// `many`: of threads; one alone knows the normal equations only.
+Method choose(const Args& g, bool bounds, bool shared, bool many) {
     const double n = g.n, m = g.m, p = g.p, dual = m + p;
     const double once = shared ? 0 : ((g.diagonal ? 0 : n * n * n / 6 + n * n * dual / 2) + n * dual * dual / 2) / 10;
     const double dense_n = g.diagonal && g.p == 0 ? 0 : n * n * n / 6 + m * n * n / 2;
-    const double schur = g.p > 0 && !bounds ? p * p * p / 6 + 3 * p * p + once : 1e300;
+    const double schur = g.p > 0 && !bounds && many ? p * p * p / 6 + 3 * p * p + once : 1e300;
     const double normal = dense_n + p * n * n / 2 + m * m * n / 2 + m * m * m / 6 + 2 * (n * n + n * p + n * m);
     const double diagonal = g.diagonal && g.p > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : 1e300;
     if (schur <= normal && schur <= diagonal) return SCHUR;
@@ -57,8 +59,8 @@ int64_t hot_items(const Args& g, Method method, bool shared) {
 template <class T> void plan(const Args& g, const DeviceLimits& limits, DevicePlan& d) {
     d.lower = g.lb.data != nullptr, d.upper = g.ub.data != nullptr, d.keep = g.keep;
     const bool shared = !g.Q.stride && !g.G.stride && !g.A.stride;
-    const bool forced = g.method == SCHUR || g.method == NORMAL || g.method == DIAGONAL;
-    d.method = forced ? g.method : choose(g, d.lower || d.upper, shared);
+    const bool forced = (g.method == SCHUR && d.threads > 1) || g.method == NORMAL || g.method == DIAGONAL;
+    d.method = forced ? g.method : choose(g, d.lower || d.upper, shared, d.threads > 1);
     if (shared) {
         d.shared_bytes = 1;  // yes; measured next
         const Plan p = d.plan(g, Method(d.method));

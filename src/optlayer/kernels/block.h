@@ -14,6 +14,7 @@ namespace optlayer {
 template <class Value>
 struct Thread {
     using V = Value;
+    static constexpr bool by_rows = true;
     template <class F> void each(int n, F&& f) const {
         OPTLAYER_ROLLED
         for (int i = 0; i < n; ++i) f(i);
@@ -124,8 +125,9 @@ struct Thread {
 template <class Value, int threads>
 struct Block {
     using V = Value;
+    static constexpr bool by_rows = true;
     static constexpr int warp = machine::warp, warps = threads / warp;
-    static constexpr int side = warp / 2;                         // columns of a diagonal block; a lane holds a row
+    static constexpr int side = warp / 4;                         // columns of a diagonal block; a lane holds a row
     static constexpr int octet = warp / 4, octets = threads / octet;  // lanes that share a dot product
     static_assert(threads % warp == 0, "a team has whole warps");
 

@@ -384,7 +384,7 @@ template <class V, class L> void solve_lower(int n, const L* l, int ld, const L*
 // x := L⁻ᵀ x; the rows below eight unknowns, then these.
 template <class V, class L> void solve_lower_t(int n, const L* l, int ld, const L* inv_diag, V* x) {
     using namespace detail;
-    for (int j = (n - 1) / 8 * 8; j >= 0; j -= 8) {
+    for (int j = (n + 7) / 8 * 8 - 8; j >= 0; j -= 8) {
         const L* block = l + j * Index(ld) + j;
         if (j + 8 < n) gemv_t(n - j - 8, 8, block + 8, ld, x + j + 8, x + j, -1);
         constant<8>(n - j < 8 ? n - j : 8, [=](auto width) {

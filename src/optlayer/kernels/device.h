@@ -4,6 +4,10 @@
 #include "machine.h"
 #include "solver.h"
 
+#ifndef OPTLAYER_SCHUR
+#define OPTLAYER_SCHUR 1  // 0: NORMAL and DIAGONAL alone, half as much to compile
+#endif
+
 namespace optlayer {
 
 enum Verdict : int32_t { PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, INVALID_INPUT = 5, NOT_CONVEX = 6 };  // as in Status
@@ -71,10 +75,10 @@ template <class T, class Tm> struct Task {
     // ---- the whole task ---------------------------------------------------------------------------------------------
     void solve(int64_t member) {
         char* home = d.keep && d.keep_bytes ? keep_at(member) : nullptr;
-        int32_t verdict = attempt(Method(d.method), member, home, home, false, false);
+        int32_t verdict = attempt<false>(Method(d.method), member, home, home, false);
         const bool kept = home && verdict == SOLVED;
         if (d.method != NORMAL && verdict != SOLVED && verdict != INVALID_INPUT)
-            verdict = attempt(NORMAL, member, false, nullptr, false, false);
+            verdict = attempt<false>(NORMAL, member, false, nullptr, false);
         t.one([&] {
             View<int32_t>(g.status).of(member)[0] = verdict;
             if (d.keep) flags()[member] = kept;
@@ -82,15 +86,15 @@ template <class T, class Tm> struct Task {
     }
     void adjoint(int64_t member) {
         if (View<const int32_t>(g.status).of(member)[0] != SOLVED) return no_derivative(member);
-        if (d.keep && flags()[member]) attempt(Method(d.method), member, true, keep_at(member), true, false);
-        else attempt(NORMAL, member, false, nullptr, true, true);
+        if (d.keep && flags()[member]) attempt<true>(Method(d.method), member, true, keep_at(member), false);
+        else attempt<true>(NORMAL, member, false, nullptr, true);
     }
     // The room for all that solve() and adjoint() may do.
     void measure() {
-        attempt(Method(d.method), 0, d.keep, nullptr, false, false);
-        if (d.keep) attempt(Method(d.method), 0, true, nullptr, true, false);
-        attempt(NORMAL, 0, false, nullptr, false, false);
-        attempt(NORMAL, 0, false, nullptr, true, true);
+        attempt<false>(Method(d.method), 0, d.keep, nullptr, false);
+        if (d.keep) attempt<true>(Method(d.method), 0, true, nullptr, false);
+        attempt<false>(NORMAL, 0, false, nullptr, false);
+        attempt<true>(NORMAL, 0, false, nullptr, true);
     }
     // What the batch shares: once, by one team, with `room` of prepare_bytes.
     void prepare(void* room) {
@@ -105,7 +109,7 @@ template <class T, class Tm> struct Task {
         int32_t flaws = matrices_finite(group.t, a) ? 0 : NOT_FINITE;
         T* free = static_cast<T*>(room);
         if (!flaws && !convex(group.t, a, free, free + size_t(a.n) * a.n)) flaws |= INDEFINITE;
-        if (!flaws && d.method == SCHUR && s.schur.prepare(group.t, a, free)) flaws |= NO_SCHUR;
+        if (OPTLAYER_SCHUR && !flaws && d.method == SCHUR && s.schur.prepare(group.t, a, free)) flaws |= NO_SCHUR;
         group.t.one([&] { *s.flaws = flaws; });
     }
     static size_t prepare_items(const Plan& p) {
@@ -115,7 +119,7 @@ template <class T, class Tm> struct Task {
 
     // ---- one elimination ----------------------------------------------------------------------------------------------
     // `keeps`: the factorisation has a home in the factor tensor, where the derivative finds it.
-    OPTLAYER_CALL int32_t attempt(Method method, int64_t member, bool keeps, char* home, bool adjoint, bool rebuild) {
+    template <bool adjoint> OPTLAYER_CALL int32_t attempt(Method method, int64_t member, bool keeps, char* home, bool rebuild) {
         const Plan plan = d.plan(g, method);
         Fast fast{fast_at, size_t(d.fast_bytes), size_t(d.vector_bytes), longest(plan)};
         Moved moved[16];
@@ -135,7 +139,7 @@ template <class T, class Tm> struct Task {
         if (plan.shared) place_shared(shared, plan);
 
         int32_t verdict = SOLVED;
-        if (method == SCHUR) {
+        if (OPTLAYER_SCHUR && method == SCHUR) {
             SchurFactors<T> f = shared.schur;
             Schur<Tm, T, T> system{group.t, group.a, f};
             system.place(kept, work);
@@ -147,7 +151,7 @@ template <class T, class Tm> struct Task {
                 const bool bad = plan.shared ? (*shared.flaws & NO_SCHUR) != 0 : bool(f.prepare(group.t, group.a, room));
                 return bad ? int32_t(NUMERICAL_ERROR) : int32_t(SOLVED);
             };
-            if (adjoint) differentiate(group, system, shared, work, fast, rebuild);
+            if constexpr (adjoint) differentiate(group, system, shared, work, fast, rebuild);
             else verdict = run(group, system, shared, work, fast, check);
         } else {
             Normal<Tm, T, T> system{group.t, group.a, method == DIAGONAL};
@@ -156,7 +160,7 @@ template <class T, class Tm> struct Task {
                 const bool fine = plan.shared ? !(*shared.flaws & INDEFINITE) : convex(group.t, group.a, system.K, system.iK);
                 return fine ? int32_t(SOLVED) : int32_t(NOT_CONVEX);
             };
-            if (adjoint) differentiate(group, system, shared, work, fast, rebuild);
+            if constexpr (adjoint) differentiate(group, system, shared, work, fast, rebuild);
             else verdict = run(group, system, shared, work, fast, check);
         }
         if (measuring()) {

@@ -4,6 +4,8 @@
 //   OPTLAYER_TEAMS    QPs to a block of threads
 //   OPTLAYER_RESIDENT blocks to a multiprocessor that registers must allow
 //   OPTLAYER_LOCAL    bytes of a single thread's own memory
+//   OPTLAYER_SCHUR    whether the Schur elimination is wanted
+//   OPTLAYER_ENTRY    0: optlayer_solve, 1: optlayer_kkt_solve, 2: optlayer_prepare; one at a time compiles sooner
 #include "block.h"
 #include "device.h"
 
@@ -11,6 +13,17 @@ using namespace optlayer;
 using T = OPTLAYER_T;
 constexpr int threads = OPTLAYER_THREADS, teams = OPTLAYER_TEAMS;
 
+#if OPTLAYER_ENTRY == 2  // what the batch shares, by one block; `scratch` is its room
+extern "C" __global__ void __launch_bounds__(threads)
+optlayer_prepare(const __grid_constant__ Args g, const __grid_constant__ DevicePlan d) {
+    using Team = Block<T, threads>;
+    __shared__ T room[Team::room];
+    Team team;
+    team.shared = room;
+    Task<T, Team> task{g, d, team, nullptr, static_cast<char*>(d.scratch)};
+    task.prepare(d.scratch);
+}
+#else
 // Every team takes members in turn, so that scratch is bounded by the number of teams.
 template <class F> inline void each_member(const Args& g, const DevicePlan& d, const F& f) {
     const int64_t count = int64_t(gridDim.x) * teams;
@@ -32,25 +45,15 @@ template <class F> inline void each_member(const Args& g, const DevicePlan& d, c
     for (int64_t k = first; k < g.batch; k += count) f(task, k);
 }
 
+#if OPTLAYER_ENTRY == 0
 extern "C" __global__ void __launch_bounds__(threads * teams, OPTLAYER_RESIDENT)
 optlayer_solve(const __grid_constant__ Args g, const __grid_constant__ DevicePlan d) {
     each_member(g, d, [](auto& task, int64_t k) { task.solve(k); });
 }
-
+#else
 extern "C" __global__ void __launch_bounds__(threads * teams, OPTLAYER_RESIDENT)
 optlayer_kkt_solve(const __grid_constant__ Args g, const __grid_constant__ DevicePlan d) {
     each_member(g, d, [](auto& task, int64_t k) { task.adjoint(k); });
 }
-
-#if OPTLAYER_THREADS >= 128
-// What the batch shares, by one block; `scratch` is its room.
-extern "C" __global__ void __launch_bounds__(threads)
-optlayer_prepare(const __grid_constant__ Args g, const __grid_constant__ DevicePlan d) {
-    using Team = Block<T, threads>;
-    __shared__ T room[Team::room];
-    Team team;
-    team.shared = room;
-    Task<T, Team> task{g, d, team, nullptr, static_cast<char*>(d.scratch)};
-    task.prepare(d.scratch);
-}
+#endif
 #endif

@@ -25,8 +25,13 @@ struct Plan {
     bool whole;          // the active-set method forms all of M
     size_t keep_bytes, work_bytes, shared_bytes, shared_scratch;
 
+#ifdef __CUDACC_RTC__  // no structure is looked for
+    int kept_row(int k) const { return k; }
+    int bound_row(int, bool) const { return -1; }
+#else
     int kept_row(int k) const { return kept ? kept[k] : k; }
     int bound_row(int j, bool upper) const { return kept ? (upper ? upper_row : lower_row)[j] : -1; }
+#endif
     int rows() const { return p + bounds; }
     int sides() const { return p + (lower ? n : 0) + (upper ? n : 0); }
 };

@@ -17,6 +17,7 @@ V smaller(V a, V b) { return min(a, b); }
 template <class Value>
 struct Solo {
     using V = Value;
+    static constexpr bool by_rows = false;  // Sides::each: rows, then lower, then upper bounds
 
     template <class F>
     void each(int n, F&& f) const {
@@ -91,6 +92,34 @@ struct Solo {
     void symv_lower(int n, const A* a, int lda, const W* x, W* y) const {
         optlayer::symv_lower(n, a, lda, x, y);
     }
+};
+
+// One thread that takes every `each` in a random order: what depends on the order would be a race on a GPU.
+template <class Value>
+struct Scrambled : Solo<Value> {
+    using V = Value;
+    mutable unsigned state = 1;
+
+    template <class F>
+    void each(int n, F&& f) const {  // start + i·stride mod n, the stride prime to n
+        if (n < 1) return;
+        state = state * 1664525u + 1013904223u;
+        const int start = int((state >> 8) % unsigned(n));
+        int stride = 1 + int((state >> 16) % unsigned(n));
+        while (divisor(stride, n) > 1) ++stride;
+        for (int i = 0; i < n; ++i) f(int((start + int64_t(i) * stride) % n));
+    }
+    template <class F>
+    void each_pair(int rows, int columns, F&& f) const {
+        each(rows * columns, [&](int k) { f(k % rows, k / rows); });
+    }
+    template <class F>
+    void each_lower(int n, F&& f) const {
+        each(n * n, [&](int k) { if (k % n >= k / n) f(k % n, k / n); });
+    }
+
+  private:
+    static int divisor(int a, int b) { return b ? divisor(b, a % b) : a; }
 };
 
 }  // namespace optlayer

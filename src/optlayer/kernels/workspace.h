@@ -38,17 +38,15 @@ struct Arena {
 
     template <class X>
     X* take(size_t items) {
-        const size_t bytes = (items * sizeof(X) + align - 1) / align * align;
-        char* piece = base + used;  // offset only while measuring
-        if (fast) {
-            if (char* quick = fast->take(bytes)) {
-                if (!moved) return reinterpret_cast<X*>(quick);
-                moved[count++] = {quick, piece, bytes};
-                piece = quick;
-            }
-        }
+        return reinterpret_cast<X*>(piece((items * sizeof(X) + align - 1) / align * align));
+    }
+    OPTLAYER_CALL char* piece(size_t bytes) {
+        char* home = base + used;  // offset only while measuring
+        char* quick = fast ? fast->take(bytes) : nullptr;
+        if (quick && !moved) return quick;
+        if (quick) moved[count++] = {quick, home, bytes};
         used += bytes;
-        return reinterpret_cast<X*>(piece);
+        return quick ? quick : home;
     }
 };
 
@@ -112,6 +110,17 @@ struct Sides {
     // f(side, row, sign) over all sides
     template <class Tm, class F>
     void each(const Tm& t, F&& f) const {
+        if constexpr (Tm::by_rows) {  // both sides of a row by one thread: one pass, one barrier, and the body once
+            t.each(rows(), [&](int i) {
+                OPTLAYER_ROLLED
+                for (int above = i < p; above < 2; ++above) {
+                    const int j = i - base;
+                    if (i >= p && j >= (above ? upper : lower)) continue;
+                    f(i < p ? i : p + j + (above ? lower : 0), i, V(above ? 1 : -1));
+                }
+            });
+            return;
+        }
         t.each(p, [&](int k) { f(k, k, V(1)); });
         t.each(lower, [&](int k) { f(p + k, base + k, V(-1)); });
         t.each(upper, [&](int k) { f(p + lower + k, base + k, V(1)); });

@@ -1,0 +1,280 @@
+"""Backend `cuda`: the kernels of the CPU core, compiled for the GPU at run time, one QP to a team of threads.
+
+One launch for a solve (and one before it where the batch shares all matrices), one for a derivative; nothing waits for
+the GPU. Outputs, factors and scratch come from torch's allocator on the current stream, so that CUDA graphs capture
+a call once its kernels are loaded. See docs/cuda.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from optlayer.backends import args, cpu, nvrtc, reference
+from optlayer.backends.base import Adjoint, Point
+from optlayer.problem import Diagonal, Problem
+from optlayer.settings import Settings
+
+name = "cuda"
+
+_PLAN = struct.Struct("=2q8q5i4x")  # DevicePlan of kernels/device.h
+_LIMITS = struct.Struct("=2q4i")  # DeviceLimits
+_WARP = 32
+_OLDEST = (7, 5)  # compute capability
+
+
+class Variant(NamedTuple):
+    """How many threads solve a QP, how many QPs share a block of threads, how many blocks registers must allow."""
+
+    threads: int
+    teams: int
+    resident: int
+
+
+# Crossover values, chosen by counting: to be measured on a GPU (`make gpu`).
+# (largest n, largest order of the factored matrices, smallest batch, variant), the first that fits.
+TABLE = (
+    (8, 16, 4096, Variant(1, 128, 2)),
+    (32, 48, 1, Variant(_WARP, 4, 4)),
+    (64, 96, 1, Variant(128, 1, 4)),
+    (192, 256, 1, Variant(256, 1, 2)),
+)
+PREPARE = Variant(256, 1, 1)
+ENTRIES = ("optlayer_solve", "optlayer_kkt_solve", "optlayer_prepare")
+"""The kernels, each compiled when it is first needed."""
+
+
+def variant(n: int, m: int, p: int, batch: int) -> Variant | None:
+    """The team for a size; None where batched factorisations of the whole GPU (the reference) are better."""
+    for most, order, least, choice in TABLE:
+        if n <= most and max(n, m + p) <= order and batch >= least:
+            return choice
+    return None
+
+
+def unavailable() -> str | None:
+    """None, or why no GPU can be used here."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA; see pytorch.org for a build with it"
+    found = nvrtc.driver()
+    if isinstance(found, str):
+        return found
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device (nvidia-smi lists them; CUDA_VISIBLE_DEVICES may hide them)"
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if max(capabilities) < _OLDEST:
+        return f"the kernels need compute capability {_OLDEST[0]}.{_OLDEST[1]}, the GPU has {max(capabilities)}"
+    compiler = nvrtc.compiler()
+    if isinstance(compiler, str):
+        return compiler
+    planner = _planner()
+    return planner if isinstance(planner, str) else None
+
+
+@functools.cache
+def _planner() -> ctypes.CDLL | str:
+    """The compiled core, which knows how much room a QP takes."""
+    core = cpu._core()
+    if isinstance(core, str):
+        return f"the compiled core is needed to plan the kernels: {core}"
+    library = ctypes.CDLL(str(core.path))
+    library.optlayer_device_plan_size.restype = ctypes.c_int64
+    if library.optlayer_device_plan_size() != _PLAN.size:
+        return f"{core.path} is of another version: its DevicePlan has {library.optlayer_device_plan_size()} bytes"
+    library.optlayer_device_plan.argtypes = [ctypes.c_char_p] * 3
+    library.optlayer_device_plan.restype = None
+    return library
+
+
+def refuses(problem: Problem) -> str | None:
+    """None, or why this backend cannot solve `problem`."""
+    return None if problem.device.type == "cuda" else f"tensors are on {problem.device}, not on a GPU"
+
+
+class Plan(NamedTuple):
+    """DevicePlan, decided from sizes and sharing alone."""
+
+    shared_block: int
+    scratch: int
+    shared_bytes: int
+    prepare_bytes: int
+    fast_bytes: int
+    vector_bytes: int
+    slow_bytes: int
+    keep_bytes: int
+    factor_bytes: int
+    hot_bytes: int
+    method: int
+    threads: int
+    lower: int
+    upper: int
+    keep: int
+
+    def pack(self, shared_block: int, scratch: int) -> ctypes.Array[ctypes.c_char]:
+        """The struct, with the two addresses that a call brings."""
+        buffer = ctypes.create_string_buffer(_PLAN.size)
+        _PLAN.pack_into(buffer, 0, shared_block, scratch, *self[2:])
+        return buffer
+
+
+def room(choice: Variant, single: bool) -> int:
+    """Bytes that the threads of a team exchange values in (Block::room)."""
+    if choice.threads == 1:
+        return 0
+    return -((choice.threads + 2 * choice.threads // _WARP) * (4 if single else 8) // -16) * 16
+
+
+def plan(
+    packed: ctypes.Array[ctypes.c_char], choice: Variant, multiprocessors: int, block: int, multiprocessor: int
+) -> Plan:
+    """Elimination and room for the problem of `packed` Args.
+
+    Args:
+        packed: Args, of which sizes, strides and null addresses are read.
+        choice: the team.
+        multiprocessors: of the device.
+        block, multiprocessor: bytes of shared memory that a block may have, and that a multiprocessor has.
+    """
+    library = _planner()
+    assert isinstance(library, ctypes.CDLL)
+    fast = block // choice.teams if choice.threads > 1 else 1 << 30
+    most = choice.resident * choice.teams if choice.threads > 1 else 1
+    limits = ctypes.create_string_buffer(
+        _LIMITS.pack(fast, multiprocessor, multiprocessors, most, _WARP, 0), _LIMITS.size
+    )
+    result = ctypes.create_string_buffer(_PLAN.pack(*[0] * 11, choice.threads, 0, 0, 0), _PLAN.size)
+    library.optlayer_device_plan(packed, limits, result)
+    return Plan(*_PLAN.unpack(result.raw))
+
+
+def defines(plan: Plan, choice: Variant, single: bool, entry: str) -> tuple[tuple[str, str | int], ...]:
+    """The macros that entry.cu asks for."""
+    local = -(plan.fast_bytes // -256) * 256 if choice.threads == 1 else 0
+    return (
+        ("OPTLAYER_T", "float" if single else "double"), ("OPTLAYER_THREADS", choice.threads),
+        ("OPTLAYER_TEAMS", choice.teams), ("OPTLAYER_RESIDENT", choice.resident), ("OPTLAYER_LOCAL", local),
+        ("OPTLAYER_SCHUR", int(args.METHODS[plan.method] == "schur")), ("OPTLAYER_ENTRY", ENTRIES.index(entry)),
+    )
+
+
+class _Call:
+    """Args, plan and kernels of one problem."""
+
+    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, choice: Variant) -> None:
+        self.problem, self.choice, self.keep_factor = problem, choice, keep_factor
+        self.single = problem.dtype == torch.float32
+        self.keep: list[Tensor] = []
+        self.data: list[int] = []
+        diagonal = isinstance(problem.Q, Diagonal)
+        for tensor, rank in zip(problem.tensors(), (1 if diagonal else 2, 1, 2, 1, 2, 1, 1, 1), strict=True):
+            args.place(self.data, self.keep, tensor, rank)
+        self.batch = 1 if problem.batch is None else problem.batch
+        self.numbers = (
+            problem.n, problem.m, problem.p, self.batch, self.single, diagonal, METHOD, 1, 1,
+            settings.max_iterations, settings.polish, keep_factor,
+        )
+        self.tolerance = settings.tolerance or (1e-5 if self.single else 1e-9)
+        self.widths = args.widths(problem)
+        self.device = nvrtc.device(_index(problem.device))
+        self.plan = self._plan()
+
+    def _plan(self) -> Plan:
+        shared = tuple(stride == 0 for stride in self.data[1::2])
+        key = (self.numbers[:8], self.keep_factor, shared, self.choice, self.device.index,
+               self.problem.lb is None, self.problem.ub is None)
+        found = _plans.get(key)
+        if found is None:
+            gpu = self.device
+            found = _plans[key] = plan(
+                self.pack([0] * _ANSWERS, 0), self.choice, gpu.multiprocessors, gpu.shared_block,
+                gpu.shared_multiprocessor,
+            )
+        return found
+
+    def pack(self, tensors: list[int], factor: int) -> ctypes.Array[ctypes.c_char]:
+        return args.pack(self.numbers, self.tolerance, [*self.data, *tensors, factor, 0])
+
+    def _kernel(self, entry: str, choice: Variant) -> nvrtc.Kernel:
+        return nvrtc.kernel(entry, defines(self.plan, choice, self.single, entry), self.device.index)
+
+    def launch(self, entry: str, packed: ctypes.Array[ctypes.c_char], factor: Tensor | None, prepare: bool) -> None:
+        """Queue `entry`, and before it, if asked and needed, the preparation of what the batch shares."""
+        how, choice = self.plan, self.choice
+        kernel = self._kernel(entry, choice)
+        shared = choice.teams * (room(choice, self.single) + how.fast_bytes) if choice.threads > 1 else 0
+        threads = choice.threads * choice.teams
+        resident = max(1, kernel.resident(threads, shared))
+        blocks = min(-(self.batch // -choice.teams), self.device.multiprocessors * resident)
+        scratch = max(how.slow_bytes * blocks * choice.teams, how.prepare_bytes if prepare else 0, 256)
+        own = how.shared_bytes if factor is None else 0
+        memory = torch.empty(own + scratch, dtype=torch.uint8, device=self.problem.device)
+        self.keep.append(memory)
+        flags = -(self.batch // -64) * 64
+        at = memory.data_ptr() if factor is None else factor.data_ptr() + flags
+        bundle = how.pack(at if how.shared_bytes else 0, memory.data_ptr() + own)
+        stream = torch.cuda.current_stream(self.problem.device).cuda_stream
+        if prepare and how.shared_bytes:
+            self._kernel("optlayer_prepare", PREPARE).launch(1, PREPARE.threads, 0, stream, packed, bundle)
+        kernel.launch(blocks, threads, shared, stream, packed, bundle)
+
+
+_ANSWERS = 2 * 21  # addresses and strides between the data and the factor
+_NO_ADJOINT = [0] * (2 * 10)
+_NO_VERDICT = [0] * (2 * 4)
+_plans: dict[tuple[object, ...], Plan] = {}
+METHOD = 0
+"""An elimination that a test may force (args.METHODS)."""
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _variant(problem: Problem) -> Variant | None:
+    batch = 1 if problem.batch is None else problem.batch
+    return variant(problem.n, problem.m, problem.p, batch) if batch else None
+
+
+def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
+    """Solve every member. Large ones go to the reference backend, on the GPU as well."""
+    choice = _variant(problem)
+    if choice is None:
+        return reference.solve(problem, settings, keep_factor)
+    with torch.cuda.device(problem.device):
+        call = _Call(problem, settings, keep_factor, choice)
+        values, places = args.pieces(problem.dtype, problem.device, call.batch, call.widths, 3)
+        verdict = torch.empty((2, call.batch), dtype=torch.int32, device=problem.device)
+        at = verdict.data_ptr()
+        places[12:12] = (at, 1, at + 4 * call.batch, 1)
+        kept = None
+        if keep_factor:
+            kept = torch.empty(call.plan.factor_bytes, dtype=torch.uint8, device=problem.device)
+        packed = call.pack(places + _NO_ADJOINT, 0 if kept is None else kept.data_ptr())
+        call.launch("optlayer_solve", packed, kept, prepare=True)
+    z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap = values
+    factor = () if kept is None else (kept,)
+    return Point(z, s, lam, nu, lam_lb, lam_ub, verdict[0], verdict[1], primal, dual, gap, factor)
+
+
+def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
+    """Solve the KKT system at `point` for `rhs` with the factorisation of the forward pass."""
+    choice = _variant(problem)
+    if choice is None:
+        return reference.kkt_solve(problem, settings, point, rhs)
+    with torch.cuda.device(problem.device):
+        kept = point.factor[0] if point.factor else None
+        call = _Call(problem, settings, kept is not None, choice)
+        sides = (call.widths[0], *call.widths[2:])  # in the order of Adjoint, which is that of Args
+        answer, places = args.pieces(problem.dtype, problem.device, call.batch, sides)
+        tensors: list[int] = []
+        args.place_rows(tensors, call.keep, point[:7], (*call.widths, 1))
+        tensors += _NO_VERDICT
+        args.place_rows(tensors, call.keep, rhs, sides)
+        packed = call.pack([*tensors, *places], 0 if kept is None else kept.data_ptr())
+        call.launch("optlayer_kkt_solve", packed, kept, prepare=kept is None)
+    return Adjoint(*answer)
