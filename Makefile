@@ -65,8 +65,10 @@ sanitize: $(STAMP)  ## C++ tests (all teams, Scrambled too) under address and un
 fuzz: $(STAMP) core  ## random problems, all backends against each other, until stopped or SECONDS are over
 	$(ONE) $(BIN)/python -m tests.fuzz $(ARGS)
 
-gpu: $(STAMP) core  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+# On a machine with a GPU; PYTHON_GPU may name the Python that has torch for CUDA and this package.
+PYTHON_GPU ?= $(BIN)/python
+gpu: core  ## suite, sanitizer, times and roofline on a CUDA device, into benchmarks/results/gpu.json
+	$(PYTHON_GPU) -m benchmarks.gpu $(ARGS)
 
 # --- experiments and measurements ----------------------------------------------------------------------------------
 
