@@ -434,4 +434,4 @@ def main(
 
 def paper(folder: Path, full: bool) -> None:
     """The settings of the report: the paper's at either scale, except for the time that a slow peer may take."""
-    main(out=folder, seconds=120 if full else 20)
+    main(out=folder, seconds=120 if full else 10)
