@@ -259,7 +259,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
-    head = ("workload", "dtype", "solved", "its", "forward ms", "+backward ms", "QPs/s", "floor ms", "share", "rivals, ms")
+    head = ("workload", "dtype", "solved", "its", "forward ms", "both ms", "QPs/s", "floor ms", "share", "rivals ms")
     print("\n| " + " | ".join(head) + " |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, r in rows.items():
