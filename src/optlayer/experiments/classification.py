@@ -170,7 +170,7 @@ def verdict(results: list[Row]) -> str:
     if len(baseline) < 2:
         return ""
     mean, deviation = layer.mean() / baseline.mean(), layer.std(ddof=1) / baseline.std(ddof=1)
-    return f"Here its mean error is {mean:.2f} times that of the baseline, its standard deviation {deviation:.1f} times."
+    return f"Here its mean error is {mean:.2f} times the baseline's, its standard deviation {deviation:.1f} times."
 
 
 def report(folder: Path) -> str:
