@@ -234,4 +234,5 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert len(one) == len(two) == 2
     for alone, together in zip(one, two, strict=True):
+        assert alone.pop("model") == together.pop("model")
         assert alone == pytest.approx(together, rel=1e-6)

@@ -126,7 +126,7 @@ class Guide(nn.Module):
             nn.Conv1d(filters, filters, width, padding=width // 2), nn.ReLU(),
             nn.Conv1d(filters, 1, 2),
         )
-        for parameter in self.layers[-1].parameters():
+        for parameter in list(self.layers.parameters())[-2:]:
             nn.init.zeros_(parameter)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def main(
     batch: Annotated[int, Option(help="Signals per step, over all processes.")] = 50,
     fc_epochs: Annotated[int, Option(help="Epochs of the fully connected network.")] = 25,
     fc_hidden: Annotated[int, Option(help="Its hidden units.")] = 300,
-    fc_rate: Annotated[float, Option(help="Adam's rate for it; it decays to zero.")] = 1e-3,
+    fc_rate: Annotated[float, Option(help="Adam's rate for it; it decays to zero.")] = 3e-3,
     sweep: Annotated[int, Option(help="Total variation is tried with λ = 1, 2, … up to this.")] = 40,
     seed: Annotated[int, Option(help="Of the signals and the models.")] = 0,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/denoising-DATE-TIME.")] = None,

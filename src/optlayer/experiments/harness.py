@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 
 import optlayer
 
@@ -254,8 +254,13 @@ def evaluate(
             for key, figure in measures(model(x.to(fabric.device)), y.to(fabric.device)).items():
                 sums[key] = sums.get(key, 0) + figure.double().sum()
     model.train(was_training)
+    return means(fabric, sums, len(data[0]))
+
+
+def means(fabric: Fabric, sums: dict[str, Tensor], count: int) -> Row:
+    """Sums of figures over all processes, divided by the number of examples."""
     total = {key: fabric.all_reduce(value, reduce_op="sum") for key, value in sums.items()}
-    return {key: value.item() / len(data[0]) for key, value in total.items()}
+    return {key: float(value) / count for key, value in total.items()}  # type: ignore[arg-type]
 
 
 def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> list[Row]:
@@ -267,8 +272,8 @@ def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> l
     fabric, epochs = run.fabric, job.epochs
     model, optimizer = fabric.setup(job.model, job.optimizer)
     inputs, targets = data.train
-    sampler = DistributedSampler(
-        range(len(inputs)), num_replicas=fabric.world_size, rank=fabric.global_rank, shuffle=True, seed=job.seed
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        TensorDataset(inputs), num_replicas=fabric.world_size, rank=fabric.global_rank, shuffle=True, seed=job.seed
     )
     batches = BatchSampler(sampler, job.batch // fabric.world_size, drop_last=False)
     length = min(len(batches), job.per_epoch // job.batch if job.per_epoch else len(batches))
@@ -320,8 +325,7 @@ def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> l
             if progress and task is not None:
                 progress.update(task, advance=1, description=f"{job.name}, seed {job.seed}: loss {loss.item():.3g}")
         seconds = job.history[-1]["seconds"] + time.perf_counter() - started
-        total = {key: fabric.all_reduce(value, reduce_op="sum").item() for key, value in sums.items()}
-        log(epoch, seconds, {key: value / (seen * fabric.world_size) for key, value in total.items()})
+        log(epoch, seconds, means(fabric, sums, seen * fabric.world_size))
     fabric.load(best, {"model": model})
     if progress and task is not None:
         progress.update(task, completed=epochs * length)

@@ -262,7 +262,7 @@ def main(
     answers |= {f"{job.name}, trained": answer(job.model, puzzle) for job in jobs if job.seed == seed}
     run.save(draw_curves(harness.rows(jobs)), "curves.png")
     run.save(draw_boards(puzzle, answers | {"solution": target}, target), "boards.png")
-    run.save(draw_constraints(jobs[0].model.layer.A.detach()), "constraints.png")
+    run.save(draw_constraints(jobs[0].model.get_parameter("layer.A").detach()), "constraints.png")
     run.finish([harness.result(run, job, boards) for job in jobs])
 
 

@@ -152,6 +152,10 @@ class Layer(nn.Module):
         penalty: ε, the curvature.
     """
 
+    d: Tensor
+    cells: Tensor
+    eight: Tensor
+
     def __init__(self, B: Tensor, penalty: float) -> None:
         super().__init__()
         self.B = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
