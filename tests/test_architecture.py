@@ -16,7 +16,7 @@ LEVELS = (
     ("kkt",),
     ("solution", "explain"),
     ("backends",),
-    ("implicit", "ops"),
+    ("call", "implicit", "ops"),
     ("solve",),
     ("optlayer",),  # the public names
     ("nn", "compat"),

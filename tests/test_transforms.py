@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import optlayer
 import optlayer.nn
-from optlayer import implicit
 from optlayer.backends import cpu
+from optlayer.call import VALUES, VERDICT
 
 N, P = 3, 4
 F64 = torch.float64
@@ -250,7 +250,7 @@ def test_vmap_inside_compile() -> None:
 
 @pytest.mark.parametrize("transform", [grad, lambda f: lambda x: jvp(f, (x,), (x,))[1]], ids=["grad", "jvp"])
 def test_derivatives_inside_compile_are_refused_not_wrong(transform: Callable) -> None:
-    with pytest.raises(Exception, match="(?i)forward mode|autograd.Function"):
+    with pytest.raises(Exception, match=r"(?i)forward mode|autograd.Function"):
         compiled(transform(loss))(ONE)
 
 
@@ -284,7 +284,7 @@ def test_opcheck(gradient: str) -> None:
     differentiable = [x if x is None else x.clone().requires_grad_() for x in data[:2]] + list(data[2:])
     torch.library.opcheck(torch.ops.optlayer.solve.default, (*differentiable, *options))
     outputs = torch.ops.optlayer.solve(*data, *options)
-    point = outputs[: implicit.VALUES + implicit.VERDICT + 1]
+    point = outputs[: VALUES + VERDICT + 1]
     rhs = [torch.randn_like(x) for x in (point[0], point[2], point[3], point[4], point[5])]
     torch.library.opcheck(torch.ops.optlayer.kkt_solve.default, (*data, *point, *rhs, *options))
 

@@ -42,7 +42,6 @@ Members that were not solved, and sides with infinite d, have zero gradients.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,29 +50,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optlayer import backends, kkt
-from optlayer.backends import reference
+from optlayer import kkt, ops
 from optlayer.backends.base import Adjoint, Backend, Point
-from optlayer.problem import NAMES, Diagonal, Problem
+from optlayer.call import VALUES, VERDICT, Call, Fold, kkt_vmap, split, transformed
+from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
-from optlayer.solution import Solution, SolveError, Status
+from optlayer.solution import Status
 
-Tensors = tuple["Tensor | None", ...]
-VALUES, VERDICT = 6, 5  # fields of a Point before its factor: the point, and the verdict
 SIDES = ((2, 1), (4, 3), (5, 4))  # lam, lam_lb, lam_ub: their places in a Point and in an Adjoint
 
 
-def transformed() -> bool:
-    """Whether a transform (torch.func, forward mode, a compiler or tracer) sees what we do."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-    )
-
-
-def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> Tensors:
+def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> tuple[Tensor, ...]:
     """The fields of Point but the factor, differentiable where the problem's tensors require it.
 
     Args:
@@ -91,87 +78,16 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
     call = Call(problem, settings, engine, check)
     if torch.compiler.is_compiling():
         if forward_ad._current_level >= 0:
-            raise NotImplementedError("torch.compile around forward mode: take torch.func.jvp of the uncompiled function")
+            raise NotImplementedError("torch.compile around forward mode: take jvp of the uncompiled function")
         return ops.solve(call, tensors, keep)[: VALUES + VERDICT]
-    return _apply(_Solve, call, *tensors)[: VALUES + VERDICT]  # type: ignore[no-any-return]
-
-
-class Call:
-    """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
-
-    __slots__ = ("batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed")
-
-    def __init__(self, problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> None:
-        self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
-        self.diagonal = isinstance(problem.Q, Diagonal)
-        self.device = problem.device.type
-        self.sizes = (problem.n, problem.m, problem.p)
-        self.smoothed = settings.gradient == "smoothed"
-        self.transformed = transformed()
-
-    def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
-        Q, q, *rest = tensors
-        assert Q is not None and q is not None
-        form = Diagonal(Q) if self.diagonal else Q
-        return Problem(form, q, *rest, *self.sizes, self.batch, q.dtype, q.device)
-
-    def rank(self, i: int) -> int:
-        """Dimensions of tensor i without the batch."""
-        return 2 if NAMES[i] in ("G", "A") or (i == 0 and not self.diagonal) else 1
-
-    def with_batch(self, batch: int) -> Call:
-        other = copy.copy(self)
-        other.batch = batch
-        return other
-
-    def solve(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
-        if torch._C._len_torch_dispatch_stack():
-            return ops.solve(self, tensors, True)
-        return self.compute(tensors, True)
-
-    def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
-        """v = M r at the point."""
-        if torch._C._len_torch_dispatch_stack():
-            return ops.kkt_solve(self, tensors, point, rhs)
-        return self.compute_kkt_solve(tensors, point, rhs)
-
-    def compute(self, tensors: Sequence[Tensor | None], keep_factor: bool) -> tuple[Tensor, ...]:
-        """What solve returns, by the backend."""
-        problem = self.problem(tensors)
-        point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
-        if self.check and bool((point.status != int(Status.SOLVED)).any()):
-            raise SolveError(Solution(problem, *point[:-1]))
-        outputs = (*point[:-1], *point.factor)
-        if self.smoothed:
-            outputs = (*point[:-1], *reference.relax(problem, self.settings, point)[:VALUES])
-        return tuple(x.data if x._is_view() else x for x in outputs)  # a view's base would tie them together
-
-    def compute_kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
-        """What kkt_solve returns, by the backend."""
-        problem = self.problem(tensors)
-        engine = reference if self.smoothed else self.backend(problem)
-        return engine.kkt_solve(problem, self.settings, point, rhs)
-
-    def backend(self, problem: Problem) -> Backend:
-        return backends.choose(problem, self.engine) if isinstance(self.engine, str) else self.engine
-
-    @property
-    def fields(self) -> int:
-        """Outputs of `solve` before the factor."""
-        return 2 * VALUES + VERDICT if self.smoothed else VALUES + VERDICT
-
-    def point(self, outputs: Sequence[Any]) -> Point:
-        """The point at which the derivative is taken, of the outputs of `solve`."""
-        at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
-        return Point(*at, *outputs[VALUES : VALUES + VERDICT], tuple(outputs[self.fields :]))
+    return tuple(_apply(_Solve, call, *tensors)[: VALUES + VERDICT])
 
 
 # --- the two directions ----------------------------------------------------------------------------------------------
 
 
 def pullback(
-    call: Call, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor], upstream: Sequence[Tensor | None], need: Any
+    call: Call, tensors: Sequence[Any], outputs: Sequence[Tensor], upstream: Sequence[Any], need: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of the tensors (where `need`) from those of the outputs: eq. 8."""
     point = call.point(outputs)
@@ -181,6 +97,7 @@ def pullback(
     solved = _solved(point.status)
     if solved is not None:
         grads = [None if g is None else torch.where(solved, g, 0.0) for g in grads]
+    rest: list[Tensor | None]
     g_z, g_s, *rest = grads
     G = tensors[2]
     if g_s is not None and G is not None:
@@ -193,19 +110,25 @@ def pullback(
     if solved is not None:
         v = Adjoint(*(torch.where(solved, x, 0.0) for x in v))
         z, lam, nu = (torch.where(solved, x, 0.0) for x in (z, lam, nu))
-    v_h = _sum(g_s, v.lam)
-    grad_Q, grad_G, grad_A = matrix_gradients(call, tensors, (need[0], need[2], need[4]), z, lam, nu, v._replace(lam=v_h))
-    vectors = [
-        _shared(x, sign * y) if wanted and x is not None else None
-        for x, wanted, sign, y in zip(
-            tensors[1::2] + tensors[6:7], need[1::2] + need[6:7], (-1, 1, 1, 1, -1), (v.z, v_h, v.nu, v.lam_ub, v.lam_lb),
-            strict=True,
-        )
-    ]
-    return [grad_Q, vectors[0], grad_G, vectors[1], grad_A, vectors[2], vectors[4], vectors[3]]
+    v = v._replace(lam=_sum(g_s, v.lam))
+    found: list[Tensor | None] = [None] * 8
+    found[0], found[2], found[4] = matrix_gradients(call, tensors, need[:5:2], z, lam, nu, v)
+    if need[1]:
+        found[1] = _shared(tensors[1], -v.z)
+    if need[3]:
+        found[3] = _shared(tensors[3], v.lam)
+    if need[5]:
+        found[5] = _shared(tensors[5], v.nu)
+    if need[6]:
+        found[6] = _shared(tensors[6], -v.lam_lb)
+    if need[7]:
+        found[7] = _shared(tensors[7], v.lam_ub)
+    return found
 
 
-def pushforward(call: Call, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor], tangents: Sequence[Any]) -> tuple[Any, ...]:
+def pushforward(
+    call: Call, tensors: Sequence[Any], outputs: Sequence[Tensor], tangents: Sequence[Any]
+) -> tuple[Any, ...]:
     """Tangents of the outputs from those of the tensors: eqs. 5 and 6."""
     point = call.point(outputs)
     dQ, dq, dG, dh, dA, db, dlb, dub = tangents
@@ -228,7 +151,7 @@ def pushforward(call: Call, tensors: Sequence[Tensor | None], outputs: Sequence[
 
 
 def matrix_gradients(
-    call: Call, tensors: Sequence[Tensor | None], need: Sequence[bool], z: Tensor, lam: Tensor, nu: Tensor, v: Adjoint
+    call: Call, tensors: Sequence[Any], need: Sequence[bool], z: Tensor, lam: Tensor, nu: Tensor, v: Adjoint
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of Q, G, A in −⟨v, dK (z, lam, nu)⟩, those needed."""
     Q, G, A = tensors[0], tensors[2], tensors[4]
@@ -271,7 +194,7 @@ def _on_pattern(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """The same at the entries that a sparse M (CSR) has, as a sparse matrix."""
     first, columns = M.crow_indices(), M.col_indices()
     rows = torch.repeat_interleave(torch.arange(len(first) - 1, device=first.device), first.diff())
-    values = sum((left[:, rows] * right[:, columns]).sum(0) for left, right in pairs)
+    values = torch.stack([(left[:, rows] * right[:, columns]).sum(0) for left, right in pairs]).sum(0)
     return torch.sparse_csr_tensor(first, columns, -values, M.shape)
 
 
@@ -308,7 +231,7 @@ def _solved(status: Tensor) -> Tensor | None:
 # --- autograd --------------------------------------------------------------------------------------------------------
 
 
-def _kkt(call: Call, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
+def _kkt(call: Call, tensors: Sequence[Any], point: Point, rhs: Adjoint) -> Adjoint:
     """v = M r, differentiable."""
     if not torch.is_grad_enabled() and not call.transformed and not transformed():
         return call.kkt_solve(tensors, point, rhs)
@@ -319,7 +242,12 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """function.apply, past its Python wrapper where that has nothing to do: it takes longer than a small solve."""
     if args[0].transformed or transformed():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def _traced() -> bool:
+    """Whether a mode watches the operators that run, a tracer's for one."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -355,7 +283,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return call.solve(tensors)
+        return ops.solve(call, tensors, True) if _traced() else call.solve(tensors, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -389,9 +317,10 @@ class _KKT(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *args: Any) -> tuple[Tensor, ...]:
-        tensors, point, rhs = _split(args)
+        tensors, point, rhs = split(args)
         solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
-        return tuple(torch.where(solved, x, 0.0) for x in call.kkt_solve(tensors, point, rhs))
+        v = ops.kkt_solve(call, tensors, point, rhs) if _traced() else call.kkt_solve(tensors, point, rhs)
+        return tuple(torch.where(solved, x, 0.0) for x in v)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -403,7 +332,7 @@ class _KKT(torch.autograd.Function):
     @_full_precision
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
-        tensors, point, _ = _split(ctx.saved_tensors[:-5])
+        tensors, point, _ = split(ctx.saved_tensors[:-5])
         v = Adjoint(*ctx.saved_tensors[-5:])
         w = _kkt(call, tensors, point, Adjoint(*upstream))
         need = ctx.needs_input_grad[1:]
@@ -420,14 +349,15 @@ class _KKT(torch.autograd.Function):
     @_nested
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> tuple[Tensor, ...]:
         call: Call = ctx.call
-        (tensors, point, _), v = _split(saved[:-5]), Adjoint(*saved[-5:])
-        dt, dpoint, dr = _split(tangents)
+        (tensors, point, _), v = split(saved[:-5]), Adjoint(*saved[-5:])
+        dt, dpoint, dr = split(tangents)
+        changes: tuple[Any, ...] = dpoint
         d_z, d_lam, d_nu = matrix_tangents(call, dt[0], dt[2], dt[4], v.z, v.lam, v.nu)
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
         r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
         if call.smoothed:
             for (at, side), slope in zip(SIDES, _slopes(call, tensors, point, v), strict=True):
-                r[side] = r[side] if dpoint[at] is None else r[side] + dpoint[at] * slope
+                r[side] = r[side] if changes[at] is None else r[side] + changes[at] * slope
         return tuple(_kkt(call, tensors, point, Adjoint(*r)))
 
     @staticmethod
@@ -435,68 +365,13 @@ class _KKT(torch.autograd.Function):
         return kkt_vmap(info.batch_size, in_dims[1:], call, args, _kkt)
 
 
-def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any], solve: Any) -> tuple[Any, Any]:
-    """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
-    tensors, point, rhs = _split(args)
-    dims, dims_point, dims_rhs = _split(in_dims)
-    if dims_point.z is None and all(d is None for d in dims):
-        answers = []
-        for i in range(size):
-            row = Adjoint(*(x if d is None else x.select(d, i) for x, d in zip(rhs, dims_rhs, strict=True)))
-            answers.append(solve(call, tensors, point, row))
-        return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
-    folded = Fold(size, call)
-    ranks = (1,) * VALUES + (0,) * VERDICT
-    values = [folded.tensor(x, d, rank) for x, d, rank in zip(point[:-1], dims_point[:-1], ranks, strict=True)]
-    rhs = Adjoint(*(folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)))
-    v = solve(folded.call, folded.tensors(tensors, dims), Point(*values, point.factor), rhs)
-    return folded.unfold(v, 5)
-
-
-def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
-    """Tensors, point and right-hand side of the flat arguments of _KKT."""
-    end = len(args) - 5
-    return args[:8], Point(*args[8 : 8 + VALUES + VERDICT], tuple(args[8 + VALUES + VERDICT : end])), Adjoint(*args[end:])
-
-
-def _slopes(call: Call, tensors: Sequence[Tensor | None], point: Point, v: Adjoint) -> list[Tensor]:
-    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point, for rows and bounds; 0 where a side is off or a variable fixed."""
+def _slopes(call: Call, tensors: Sequence[Any], point: Point, v: Adjoint) -> list[Tensor]:
+    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point, for rows and bounds; 0 where off, or lb = ub."""
     lb, ub = tensors[6], tensors[7]
     free = None if lb is None or ub is None else lb != ub
     slopes = []
     for at, side in SIDES:
-        y = point[at]
+        y: Any = point[at]
         moves = y > 0 if free is None or at == 2 else (y > 0) & free
         slopes.append(torch.where(moves, -2 * call.settings.smoothing / y * (v[side] / y) / y, 0.0))
     return slopes
-
-
-class Fold:
-    """A vmapped dimension of size V folded into the batch B of a call: member i of vmap's part k is member kB + i."""
-
-    def __init__(self, size: int, call: Call) -> None:
-        self.shape = (size, 1 if call.batch is None else call.batch)
-        self.call = call.with_batch(self.shape[0] * self.shape[1])
-
-    def tensor(self, x: Tensor | None, dim: int | None, rank: int) -> Tensor | None:
-        """x with the batch V·B in front; as it is if neither vmap nor the batch varies it."""
-        if x is None:
-            return None
-        batched = x.dim() - (dim is not None) > rank
-        if dim is None and not batched:
-            return x
-        x = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-        x = x if batched else x.unsqueeze(1)
-        inner = x.shape[2:]
-        return x.expand(*self.shape, *inner).reshape(self.call.batch, *inner)
-
-    def tensors(self, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
-        return [self.tensor(x, d, self.call.rank(i)) for i, (x, d) in enumerate(zip(tensors, dims, strict=True))]
-
-    def unfold(self, outputs: Sequence[Tensor], fields: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        """Outputs with V in front, and which have it: all but the factor, which stays that of the folded batch."""
-        values = [x.reshape(*self.shape, *x.shape[1:]) for x in outputs[:fields]]
-        return (*values, *outputs[fields:]), (0,) * fields + (None,) * (len(outputs) - fields)
-
-
-from optlayer import ops  # noqa: E402  (its operators are made of the above)

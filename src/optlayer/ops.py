@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optlayer import implicit
 from optlayer.backends.base import Adjoint, Point
-from optlayer.implicit import VALUES, VERDICT, Call, Fold
+from optlayer.call import VALUES, VERDICT, Call, Fold, as_point, kkt_vmap
 from optlayer.problem import Diagonal
 from optlayer.problem import check as check_problem
 from optlayer.settings import Settings
@@ -32,7 +32,8 @@ _OPTIONS = (
 )
 
 # Outputs of solve: Point, its factor (one tensor of bytes, empty: none), and the relaxed point (empty: not smoothed).
-torch.library.define("optlayer::solve", f"({_DATA}, {_OPTIONS}) -> ({', '.join(['Tensor'] * (2 * VALUES + VERDICT + 1))})")
+_RETURNS = ", ".join(["Tensor"] * (2 * VALUES + VERDICT + 1))
+torch.library.define("optlayer::solve", f"({_DATA}, {_OPTIONS}) -> ({_RETURNS})")
 torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTIONS}) -> ({', '.join(['Tensor'] * 5)})")
 
 
@@ -56,16 +57,16 @@ def _call(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
 def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint, Sequence[Any]]:
     at = 8 + VALUES + VERDICT
     factor = (args[at],) if args[at].numel() else ()
-    return args[:8], Point(*args[8:at], factor), Adjoint(*args[at + 1 : at + 6]), args[at + 6 :]
+    return args[:8], as_point(*args[8:at], *factor), Adjoint(*args[at + 1 : at + 6]), args[at + 6 :]
 
 
 def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor, ...]:
-    """Outputs of Call.solve by the operator."""
+    """call.solve by the operator."""
     return _outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep_factor)))
 
 
 def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Tensor]) -> Adjoint:
-    """Call.kkt_solve by the operator."""
+    """call.kkt_solve by the operator."""
     factor = point.factor[0] if point.factor else point.z.new_empty(0, dtype=torch.uint8)
     return Adjoint(*torch.ops.optlayer.kkt_solve(*tensors, *point[:-1], factor, *rhs, *_options(call, False)))
 
@@ -77,10 +78,11 @@ def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Te
 def _solve(*args: Any) -> tuple[Tensor, ...]:
     tensors, chosen = args[:8], args[8:]
     call = _call(tensors, chosen)
-    outputs = [x.clone() for x in call.compute(tensors, chosen[-1])]  # an operator's outputs share no memory
+    outputs = [x.clone() for x in call.solve(tensors, chosen[-1])]  # an operator's outputs share no memory
     q = tensors[1]
     nothing = q.new_empty(0, dtype=torch.uint8)
-    point, relaxed, factor = outputs[: VALUES + VERDICT], outputs[VALUES + VERDICT : call.fields], outputs[call.fields :]
+    at = VALUES + VERDICT
+    point, relaxed, factor = outputs[:at], outputs[at : call.fields], outputs[call.fields :]
     single = factor[0] if len(factor) == 1 and factor[0].dtype == torch.uint8 else nothing
     return (*point, single, *(relaxed or [q.new_empty(0) for _ in range(VALUES)]))
 
@@ -88,7 +90,7 @@ def _solve(*args: Any) -> tuple[Tensor, ...]:
 @torch.library.impl("optlayer::kkt_solve", ("CPU", "CUDA"))
 def _kkt_solve(*args: Any) -> tuple[Tensor, ...]:
     tensors, point, rhs, chosen = _split(args)
-    return tuple(x.clone() for x in _call(tensors, chosen).compute_kkt_solve(tensors, point, rhs))
+    return tuple(x.clone() for x in _call(tensors, chosen).kkt_solve(tensors, point, rhs))
 
 
 # --- what a tracer must know: shapes, derivatives, vmap --------------------------------------------------------------
@@ -114,7 +116,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[at : at + 5])
 
 
-def _outputs(call: Call, flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _outputs(call: Call, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Outputs of the operator as those of Call.solve."""
     at = VALUES + VERDICT
     if call.smoothed:
@@ -157,7 +159,7 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     dims = in_dims[: len(args) - len(chosen)]
     dims = (*dims[: 8 + VALUES + VERDICT], *([None] * len(point.factor)), *dims[-5:])
     call = _logical(tensors, dims, chosen)
-    return implicit.kkt_vmap(info.batch_size, dims, call, (*tensors, *point[:-1], *point.factor, *rhs), kkt_solve)
+    return kkt_vmap(info.batch_size, dims, call, (*tensors, *point[:-1], *point.factor, *rhs), kkt_solve)
 
 
 def _logical(tensors: Sequence[Any], dims: Sequence[Any], chosen: Sequence[Any]) -> Call:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from optlayer import backends, implicit
-from optlayer.problem import Diagonal, check as check_problem
+from optlayer.call import transformed
+from optlayer.problem import Diagonal
+from optlayer.problem import check as check_problem
 from optlayer.settings import Settings
 from optlayer.solution import Solution, SolveError, Status
 
@@ -70,7 +72,7 @@ def solve(
     if problem.batch is None:
         values = tuple(value[0] for value in values)
     solution = Solution(problem, *values)
-    if check and not implicit.transformed() and bool((solution.status != int(Status.SOLVED)).any()):
+    if check and not transformed() and bool((solution.status != int(Status.SOLVED)).any()):
         raise SolveError(solution)
     return solution
 
@@ -83,7 +85,7 @@ def _widened(Q: Tensor | Diagonal, *others: Tensor | None) -> list[Any] | None:
     if len(dtypes) > 1 and not any(torch.is_autocast_enabled(x.device.type) for x in tensors):
         return None
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    wide = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in values]
+    wide: list[Any] = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in values]
     return [Diagonal(wide[0]) if isinstance(Q, Diagonal) else wide[0], *wide[1:]]
 
 

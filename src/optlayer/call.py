@@ -1,0 +1,148 @@
+"""One call as its derivatives and transforms see it: everything but the tensors, which a transform exchanges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from optlayer import backends
+from optlayer.backends import reference
+from optlayer.backends.base import Adjoint, Backend, Point
+from optlayer.problem import NAMES, Diagonal, Problem
+from optlayer.settings import Settings
+from optlayer.solution import Solution, SolveError, Status
+
+VALUES, VERDICT = 6, 5  # fields of a Point before its factor: the point, and the verdict
+
+
+def transformed() -> bool:
+    """Whether a transform (torch.func, forward mode, a compiler or tracer) sees what we do."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+class Call:
+    """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
+
+    __slots__ = ("batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed")
+
+    def __init__(self, problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> None:
+        self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
+        self.diagonal = isinstance(problem.Q, Diagonal)
+        self.device = problem.device.type
+        self.sizes = (problem.n, problem.m, problem.p)
+        self.smoothed = settings.gradient == "smoothed"
+        self.transformed = transformed()
+
+    def problem(self, tensors: Sequence[Any]) -> Problem:
+        Q, q, G, h, A, b, lb, ub = tensors
+        form = Diagonal(Q) if self.diagonal else Q
+        return Problem(form, q, G, h, A, b, lb, ub, *self.sizes, self.batch, q.dtype, q.device)
+
+    def rank(self, i: int) -> int:
+        """Dimensions of tensor i without the batch."""
+        return 2 if NAMES[i] in ("G", "A") or (i == 0 and not self.diagonal) else 1
+
+    def with_batch(self, batch: int) -> Call:
+        other = copy.copy(self)
+        other.batch = batch
+        return other
+
+    def solve(self, tensors: Sequence[Tensor | None], keep_factor: bool) -> tuple[Tensor, ...]:
+        """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
+        problem = self.problem(tensors)
+        point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
+        if self.check and bool((point.status != int(Status.SOLVED)).any()):
+            raise SolveError(Solution(problem, *point[:-1]))
+        relaxed = reference.relax(problem, self.settings, point)[:VALUES] if self.smoothed else ()
+        outputs: tuple[Any, ...] = (*point[:-1], *relaxed, *point.factor)
+        return tuple(x.data if x._is_view() else x for x in outputs)  # a view's base would tie them together
+
+    def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
+        """v = M r at the point."""
+        problem = self.problem(tensors)
+        engine = reference if self.smoothed else self.backend(problem)
+        return engine.kkt_solve(problem, self.settings, point, rhs)
+
+    def backend(self, problem: Problem) -> Backend:
+        return backends.choose(problem, self.engine) if isinstance(self.engine, str) else self.engine
+
+    @property
+    def fields(self) -> int:
+        """Outputs of `solve` before the factor."""
+        return 2 * VALUES + VERDICT if self.smoothed else VALUES + VERDICT
+
+    def point(self, outputs: Sequence[Any]) -> Point:
+        """The point at which the derivative is taken, of the outputs of `solve`."""
+        at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
+        return as_point(*at, *outputs[VALUES : VALUES + VERDICT], *outputs[self.fields :])
+
+
+def as_point(*flat: Any) -> Point:
+    """The point of its fields, the factor's tensors one by one."""
+    fields: tuple[Any, ...] = (*flat[: VALUES + VERDICT], flat[VALUES + VERDICT :])
+    return Point._make(fields)
+
+
+def split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
+    """Tensors, point and right-hand side of the flat arguments of _KKT."""
+    end = len(args) - 5
+    return args[:8], as_point(*args[8:end]), Adjoint(*args[end:])
+
+
+class Fold:
+    """A vmapped dimension of size V folded into the batch B of a call: member i of vmap's part k is member kB + i."""
+
+    def __init__(self, size: int, call: Call) -> None:
+        self.shape = (size, 1 if call.batch is None else call.batch)
+        self.call = call.with_batch(self.shape[0] * self.shape[1])
+
+    def tensor(self, x: Any, dim: int | None, rank: int) -> Any:
+        """x with the batch V·B in front; as it is if neither vmap nor the batch varies it."""
+        if x is None:
+            return None
+        batched = x.dim() - (dim is not None) > rank
+        if dim is None and not batched:
+            return x
+        x = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+        x = x if batched else x.unsqueeze(1)
+        inner = x.shape[2:]
+        return x.expand(*self.shape, *inner).reshape(self.shape[0] * self.shape[1], *inner)
+
+    def tensors(self, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
+        return [self.tensor(x, d, self.call.rank(i)) for i, (x, d) in enumerate(zip(tensors, dims, strict=True))]
+
+    def unfold(self, outputs: Sequence[Tensor], fields: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """Outputs with V in front, and which have it: all but the factor, which stays that of the folded batch."""
+        values = [x.reshape(*self.shape, *x.shape[1:]) for x in outputs[:fields]]
+        return (*values, *outputs[fields:]), (0,) * fields + (None,) * (len(outputs) - fields)
+
+
+def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any], solve: Any) -> tuple[Any, Any]:
+    """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
+    tensors, point, rhs = split(args)
+    dims: Any
+    dims_point: Any
+    dims_rhs: Any
+    dims, dims_point, dims_rhs = split(in_dims)
+    if dims_point.z is None and all(d is None for d in dims):
+        answers = []
+        for i in range(size):
+            row = Adjoint(*(x if d is None else x.select(d, i) for x, d in zip(rhs, dims_rhs, strict=True)))
+            answers.append(solve(call, tensors, point, row))
+        return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
+    folded = Fold(size, call)
+    ranks = (1,) * VALUES + (0,) * VERDICT
+    values = [folded.tensor(x, d, rank) for x, d, rank in zip(point[:-1], dims_point[:-1], ranks, strict=True)]
+    rhs = Adjoint(*(folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)))
+    v = solve(folded.call, folded.tensors(tensors, dims), as_point(*values, *point.factor), rhs)
+    return folded.unfold(v, 5)
