@@ -2,6 +2,9 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
+#include <mutex>
 #include <vector>
 
 #include "kernels/solver.h"
@@ -70,6 +73,9 @@ inline bool forms_whole(const Plan& p) {
     return p.shared ? R * R <= 4e6 : 0.7 * k >= 0.5 * R;
 }
 
+// Worth M⁻¹: the batch shares it, and members are to guess (active.h).
+inline bool inverts(const Plan& p) { return p.lanes == 1 && p.rows() >= 24 && p.rows() <= p.n - p.m; }
+
 inline bool possible(const Plan& p, Method x) {
     if (x == SCHUR) return p.p > 0 && p.bounds == 0;
     if (x == DIAGONAL) return p.diagonal && p.p > 0;
@@ -85,7 +91,7 @@ struct Shared {
     ActiveFactors<T> active{};
     NullSpace<T> null{};
     T* room = nullptr;  // scratch of the preparation
-    int32_t* flag = nullptr;
+    int32_t* flags = nullptr;  // bad; M was inverted
     bool bad = false;
 
     void place(Arena& w, const Plan& p, Arena& once) {
@@ -93,7 +99,7 @@ struct Shared {
         a.Q = w.take<T>(p.diagonal ? p.n : size_t(p.n) * p.n);
         a.G = w.take<T>(size_t(p.n) * p.p), a.A = w.take<T>(size_t(p.n) * p.m);
         if (p.method == ACTIVE) {
-            active.place(w, w, once, p.n, p.m, p.p, p.bounds, p.diagonal, p.whole);
+            active.place(w, w, once, p.n, p.m, p.p, p.bounds, p.diagonal, p.whole, inverts(p));
         } else if (p.method == SCHUR) {
             schur.place(w, p.n, p.m, p.p, p.diagonal);
             room = once.take<T>(size_t(p.n) * (p.p + p.m));
@@ -102,7 +108,11 @@ struct Shared {
             null.place(w, p.rows());
             room = once.take<T>(NullSpace<T>::scratch(p.n, p.m));
         }
-        flag = w.take<int32_t>(1);
+        flags = w.take<int32_t>(2);
+    }
+    void recall() {
+        bad = flags[0];
+        if (!flags[1]) active.N = nullptr;
     }
     void prepare(const Args& g, const Plan& p) {
         Group<T, T> group(g, p);
@@ -112,7 +122,7 @@ struct Shared {
         if (p.method == ACTIVE) bad = active.prepare(t, a);
         if (p.method == SCHUR) bad = schur.prepare(t, a, room);
         if (p.method == NULL_SPACE) bad = !null.prepare(t, a, room);
-        *flag = bad;
+        flags[0] = bad, flags[1] = active.N != nullptr;
     }
 };
 
@@ -156,22 +166,24 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
         Active<Solo<V>, V, U> system(group.t, a, f);
         system.place(kept, work);
         finish(system, bad);
-    } else if (p.method == SCHUR) {
-        SchurFactors<U> f{};
-        if (p.shared) {
-            if constexpr (matrices_shared)
-                if (shared) f = shared->schur, bad = mask_of<V>(shared->bad);
-        } else {
-            f.place(kept, p.n, p.m, p.p, p.diagonal);
-            U* x = work.take<U>(size_t(p.n) * (p.p + p.m));
-            if constexpr (std::is_same<U, V>::value)
-                if (!measure && !adjoint) bad = f.prepare(group.t, a, x);
+    } else if (p.method == SCHUR) {  // (only NORMAL and ACTIVE come in lanes: each costs seconds to compile)
+        if constexpr (lanes_of<V> == 1) {
+            SchurFactors<U> f{};
+            if (p.shared) {
+                if constexpr (matrices_shared)
+                    if (shared) f = shared->schur, bad = mask_of<V>(shared->bad);
+            } else {
+                f.place(kept, p.n, p.m, p.p, p.diagonal);
+                U* x = work.take<U>(size_t(p.n) * (p.p + p.m));
+                if constexpr (std::is_same<U, V>::value)
+                    if (!measure && !adjoint) bad = f.prepare(group.t, a, x);
+            }
+            Schur<Solo<V>, V, U> system(group.t, a, f);
+            system.place(kept, work);
+            finish(system, bad);
         }
-        Schur<Solo<V>, V, U> system(group.t, a, f);
-        system.place(kept, work);
-        finish(system, bad);
     } else if (p.method == NULL_SPACE) {
-        if constexpr (matrices_shared) {
+        if constexpr (matrices_shared && lanes_of<V> == 1) {
             NullSpace<U> f{};
             if (shared) f = shared->null, bad = mask_of<V>(shared->bad);
             f.n = p.n, f.m = p.m;
@@ -192,11 +204,12 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
 template <class T>
 class Call {
   public:
-    static void solve(Args& g) { Call(g, true).run(Task::SOLVE); }
-    static void kkt_solve(Args& g) { Call(g, g.factor.data == nullptr).run(Task::ADJOINT); }
+    static int solve(Args& g) { return Call(g, true).run(Task::SOLVE); }
+    static int kkt_solve(Args& g) { return Call(g, g.factor.data == nullptr).run(Task::ADJOINT); }
 
   private:
     using Lanes = Pack<T, native_width<T>>;
+    static constexpr bool twice = sizeof(T) == 8;  // a second method tries what the first has not solved
 
     // What stands at the head of a kept factor.
     struct Header {
@@ -210,6 +223,8 @@ class Call {
     std::vector<int> lists;
     Header* header = nullptr;
     Shared<T> shared;
+    std::once_flag judged;
+    bool shared_convex = false;
 
     Call(Args& args, bool anew) : g(args) {
         if (anew) {
@@ -229,7 +244,8 @@ class Call {
 
     void find_structure() {
         plan.n = g.n, plan.m = g.m;
-        plan.shared = !g.Q.stride && (!g.G.data || !g.G.stride) && (!g.A.data || !g.A.stride);
+        const bool batched = g.q.stride || g.h.stride || g.b.stride || g.lb.stride || g.ub.stride;
+        plan.shared = batched && !g.Q.stride && !g.G.stride && !g.A.stride;
         plan.diagonal = diagonal_everywhere<T>(g);
         plan.lower = g.lb.data, plan.upper = g.ub.data;
         lists.assign(size_t(g.p) + 2 * size_t(g.n), -1);
@@ -256,7 +272,8 @@ class Call {
         else plan.method = definite && g.polish ? ACTIVE : cheapest_elimination(plan, definite);
         // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
         const bool tiny = plan.n <= 16 && plan.rows() <= 32 && plan.m <= 16;
-        plan.lanes = g.lanes > 1 || (g.lanes == 0 && tiny) ? native_width<T> : 1;
+        const bool in_lanes = plan.method == ACTIVE || plan.method == NORMAL;
+        plan.lanes = in_lanes && (g.lanes > 1 || (g.lanes == 0 && tiny)) ? native_width<T> : 1;
         plan.whole = forms_whole(plan);
         measure(plan);
         g.lanes = plan.lanes;
@@ -305,10 +322,12 @@ class Call {
         Arena lasting(header ? at(header->shared) : room + plan.shared_scratch), passing(room);
         shared.place(lasting, plan, passing);
         if (task == Task::SOLVE) shared.prepare(g, plan);
-        else shared.bad = *shared.flag;
+        else shared.recall();
     }
 
-    void run(Task task) {
+    // The number of members that are left to double precision (float; the derivative's are marked by NaN) or to the
+    // reference (double).
+    int run(Task task) {
         const bool solving = task == Task::SOLVE;
         if (solving && g.keep) allocate_factor();
         if (plan.shared && (solving || header)) {
@@ -322,7 +341,10 @@ class Call {
         g.method = plan.method;
         char* flags = header ? at(header->flags) : nullptr;
         const View<int32_t> status(g.status);
-        const size_t room = std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes);
+        std::atomic<int> unsolved{0};
+        Arena curvature;
+        convex(0, curvature);
+        const size_t room = std::max(std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes), curvature.used);
         over_threads(room, [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
@@ -334,12 +356,69 @@ class Call {
                 const bool solved = status.of(k)[0] == SOLVED;
                 if (solving) {
                     if (flags) flags[k] = solved;
-                    if (!solved && (plan.method != spare.method || plan.lanes > 1)) dispatch(spare, k, Arena(), Arena(work), task);
+                    const bool again = !solved && twice && (plan.method != spare.method || plan.lanes > 1);
+                    if (again) dispatch(spare, k, Arena(), Arena(work), task);
+                    if (status.of(k)[0] == SOLVED && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
+                        status.of(k)[0] = NUMERICAL_ERROR;
+                        if (flags) flags[k] = 0;
+                    }
+                    unsolved += status.of(k)[0] != SOLVED;
                 } else if (solved && !(flags && flags[k])) {
-                    dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
+                    if (twice) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
+                    else View<T>(g.v_z).of(k)[0] = std::numeric_limits<T>::quiet_NaN(), ++unsolved;
                 }
             }
         });
+        return unsolved;
+    }
+
+    // A stationary point is a minimum only of a convex problem. These methods have factored Q; the others take any.
+    static bool proves_convexity(Method x) { return x == ACTIVE || x == SCHUR; }
+
+    // Whether Q, its rows scaled to similar size, has no eigenvalue below -threshold |Q| (the rule of reference.py).
+    bool convex(int64_t member, Arena& work) {
+        const int n = g.n;
+        T *K = work.take<T>(plan.diagonal ? n : size_t(n) * n), *inverse = work.take<T>(n), *D = work.take<T>(n);
+        if (!work.base) return false;
+        Group<T, T> group(g, plan);
+        group.member[0] = member;
+        group.copy_Q(K);
+        const T threshold = g.single ? T(1e-5) : T(1e-9);
+        T top = T(0);
+        for (int j = 0; j < n; ++j) {
+            D[j] = T(0);
+            for (int i = 0; i < (plan.diagonal ? 1 : n); ++i) D[j] = std::max(D[j], std::abs(plan.diagonal ? K[j] : K[size_t(j) * n + i]));
+            top = std::max(top, D[j]);
+        }
+        if (!(top > T(0))) return true;
+        for (int j = 0; j < n; ++j) D[j] = T(1) / std::sqrt(std::max(D[j], T(1e-5) * top));  // far smaller: rounding of zero
+        if (plan.diagonal) {
+            bool good = true;
+            for (int j = 0; j < n; ++j) good &= K[j] * D[j] * D[j] > -threshold;
+            return good;
+        }
+        T size = T(0);
+        for (int j = 0; j < n; ++j) {
+            T sum = T(0);
+            for (int i = 0; i < n; ++i) {
+                T& x = K[size_t(j) * n + i];
+                x = x * D[i] * D[j], sum += std::abs(x);
+            }
+            size = std::max(size, sum);
+        }
+        for (int j = 0; j < n; ++j) K[size_t(j) * n + j] += threshold * size;
+        return !any(group.t.cholesky(n, K, n, inverse, T(0)));
+    }
+    bool convex(int64_t member, char* work) {
+        if (g.Q.stride) {
+            Arena own(work);
+            return convex(member, own);
+        }
+        std::call_once(judged, [&] {  // the batch shares it
+            Arena own(work);
+            shared_convex = convex(0, own);
+        });
+        return shared_convex;
     }
 
     // body(group, scratch) for all groups, by threads that each take some groups at a time

@@ -2,6 +2,6 @@
 #include "calls.h"
 
 namespace optlayer {
-void solve_double(Args& g) { Call<double>::solve(g); }
-void kkt_solve_double(Args& g) { Call<double>::kkt_solve(g); }
+int solve_double(Args& g) { return Call<double>::solve(g); }
+int kkt_solve_double(Args& g) { return Call<double>::kkt_solve(g); }
 }  // namespace optlayer

@@ -2,6 +2,6 @@
 #include "calls.h"
 
 namespace optlayer {
-void solve_float(Args& g) { Call<float>::solve(g); }
-void kkt_solve_float(Args& g) { Call<float>::kkt_solve(g); }
+int solve_float(Args& g) { return Call<float>::solve(g); }
+int kkt_solve_float(Args& g) { return Call<float>::kkt_solve(g); }
 }  // namespace optlayer

@@ -3,8 +3,8 @@
 #include "kernels/args.h"
 
 namespace optlayer {
-void solve_float(Args& g);
-void solve_double(Args& g);
-void kkt_solve_float(Args& g);
-void kkt_solve_double(Args& g);
+int solve_float(Args& g);
+int solve_double(Args& g);
+int kkt_solve_float(Args& g);
+int kkt_solve_double(Args& g);
 }  // namespace optlayer

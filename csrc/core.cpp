@@ -1,4 +1,6 @@
 // The compiled core as a plain C interface (ctypes calls it and drops the GIL): no Python, no torch.
+#include <cstddef>
+
 #include "calls.h"
 #include "kernels/pack.h"
 #include "memory.h"
@@ -10,26 +12,31 @@
 #endif
 
 namespace {
-// 0, or what went wrong: 1 no memory.
+// What f returns, or -1 without memory.
 template <class F> int guarded(F&& f) {
     try {
-        f();
-        return 0;
+        return f();
     } catch (const std::bad_alloc&) {
-        return 1;
+        return -1;
     }
 }
 }  // namespace
 
 OPTLAYER_API int64_t optlayer_args_size() { return sizeof(optlayer::Args); }
+// Offsets of the first number, the tolerance, and each tensor.
+OPTLAYER_API void optlayer_args_layout(int64_t* out) {
+    using optlayer::Args;
+    *out++ = offsetof(Args, n), *out++ = offsetof(Args, keep), *out++ = offsetof(Args, tolerance);
+    for (size_t at = offsetof(Args, Q); at <= offsetof(Args, factor); at += sizeof(optlayer::Tensor)) *out++ = int64_t(at);
+}
 OPTLAYER_API int optlayer_lanes(int single) { return single ? optlayer::native_width<float> : optlayer::native_width<double>; }
 
-// Solves; with `keep`, args.factor becomes a block with the factors and its size, until optlayer_release.
+// Solves and returns the number of members that are not solved; with `keep`, args.factor becomes a block with the factors and its size, until optlayer_release.
 OPTLAYER_API int optlayer_solve(optlayer::Args* g) {
-    return guarded([&] { g->single ? optlayer::solve_float(*g) : optlayer::solve_double(*g); });
+    return guarded([&] { return g->single == 1 ? optlayer::solve_float(*g) : optlayer::solve_double(*g); });
 }
 // The derivative's system at the solution, with the factors or, where there are none, without.
 OPTLAYER_API int optlayer_kkt_solve(optlayer::Args* g) {
-    return guarded([&] { g->single ? optlayer::kkt_solve_float(*g) : optlayer::kkt_solve_double(*g); });
+    return guarded([&] { return g->single == 1 ? optlayer::kkt_solve_float(*g) : optlayer::kkt_solve_double(*g); });
 }
 OPTLAYER_API void optlayer_release(void* factor) { optlayer::Blocks::give(factor); }

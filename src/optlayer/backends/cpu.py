@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
-from optlayer.solution import Status
 
 name = "cpu"
 
@@ -97,26 +97,12 @@ def refuses(problem: Problem) -> str | None:
     return None if problem.device.type == "cpu" else f"tensors are on {problem.device}, not on a CPU"
 
 
-def _place(out: list[int], keep: list[Tensor], tensor: Tensor | None, rank: int) -> None:
-    """Append address and stride between members (0: shared); keep alive what had to be copied."""
-    if tensor is None or tensor.numel() == 0:
-        out += (0, 0)
-        return
-    batched = tensor.dim() > rank
-    if batched and tensor.stride(0) == 0:
-        tensor, batched = tensor[0], False  # an expanded tensor is a shared one
-    if not (tensor[0] if batched else tensor).is_contiguous():
-        tensor = tensor.contiguous()
-    keep.append(tensor)
-    out += (tensor.data_ptr(), tensor.stride(0) if batched else 0)
-
-
 class _Call:
     """Args of one problem: data and settings; the tensors of the answer are added to them."""
 
     __slots__ = ("batch", "data", "keep", "numbers", "tolerance")
 
-    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool) -> None:
+    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> None:
         Q, q, G, h, A, b, lb, ub = problem.tensors()
         diagonal = isinstance(problem.Q, Diagonal)
         single = problem.dtype == torch.float32
@@ -125,10 +111,10 @@ class _Call:
         for tensor, rank in (
             (Q, 1 if diagonal else 2), (q, 1), (G, 2), (h, 1), (A, 2), (b, 1), (lb, 1), (ub, 1),
         ):
-            _place(self.data, self.keep, tensor, rank)
+            args.place(self.data, self.keep, tensor, rank)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, single, diagonal, METHOD, LANES,
+            problem.n, problem.m, problem.p, self.batch, 2 if rounded else single, diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
@@ -141,43 +127,59 @@ class _Call:
 METHOD, LANES = 0, 0
 
 
-def _pieces(dtype: torch.dtype, batch: int, widths: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
-    """Tensors (batch, width) in one allocation, and their addresses and strides."""
-    flat = torch.empty(batch * sum(widths), dtype=dtype)
-    address, size = flat.data_ptr(), flat.element_size()
-    pieces, places, at = [], [], 0
-    for width in widths:
-        pieces.append(flat.as_strided((batch, width), (width, 1), at))
-        places += (address + at * size, width) if width else (0, 0)
-        at += batch * width
-    return pieces, places
-
-
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-    """Solve every member; what the core does not certify as solved is left to the reference backend."""
+    """Solve every member.
+
+    What float32 does not certify as solved is solved in float64, and what that does not, by the reference backend.
+    """
+    point, unsolved = _solve(problem, settings, keep_factor)
+    if unsolved and problem.dtype == torch.float32:
+        members = point.status.nonzero().flatten()
+        in_double, unsolved = _solve(_doubled(problem, members), settings, False, rounded=True)
+        for mine, theirs in zip(point[:-1], in_double[:-1], strict=True):
+            mine[members] = theirs.to(mine.dtype)
+    if unsolved:
+        _ask_reference(problem, settings, point, point.status.nonzero().flatten())
+    return point
+
+
+def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> tuple[Point, int]:
+    """What the core alone makes of it, and the number of members that it has not solved.
+
+    `rounded`: the data were float32's, whose rounding may turn a semidefinite Q slightly indefinite.
+    """
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, keep_factor)
-    batch, n, m, p = call.batch, problem.n, problem.m, problem.p
-    lower, upper = n if problem.lb is not None else 0, n if problem.ub is not None else 0
-    values, places = _pieces(problem.dtype, batch, (n, p, p, m, lower, upper))
+    call = _Call(problem, settings, keep_factor, rounded)
+    batch = call.batch
+    values, places = args.pieces(problem.dtype, problem.device, batch, args.widths(problem), 3)
     verdict = torch.empty((2, batch), dtype=torch.int32)
-    residuals = torch.empty((3, batch), dtype=problem.dtype)
-    size, at = residuals.element_size() * batch, residuals.data_ptr()
-    places += (verdict.data_ptr(), 1, verdict.data_ptr() + 4 * batch, 1, at, 1, at + size, 1, at + 2 * size, 1)
+    status, iterations = verdict.unbind()
+    at = verdict.data_ptr()
+    places[12:12] = (at, 1, at + 4 * batch, 1)
     factor: tuple[Tensor, ...] = ()
+    unsolved = 0
     if batch:
         packed = call.pack(places + _NO_ADJOINT)
-        if core.solve(packed):
-            raise MemoryError(f"the compiled core ran out of memory on a problem with {n=}, {m=}, {p=}, {batch=}")
+        unsolved = core.solve(packed)
+        if unsolved < 0:
+            raise MemoryError(
+                f"the compiled core ran out of memory on a batch of {batch} with "
+                f"n={problem.n}, m={problem.m}, p={problem.p}"
+            )
         if keep_factor:
             factor = (_adopt(core, *args.factor(packed)),)
     elif keep_factor:
         factor = (torch.empty(0, dtype=torch.uint8),)
-    point = Point(*values, verdict[0], verdict[1], residuals[0], residuals[1], residuals[2], factor)
-    if batch and int(verdict[0].amax()) != int(Status.SOLVED):
-        _ask_reference(problem, settings, point, verdict[0].nonzero().flatten())
-    return point
+    z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap = values
+    return Point(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap, factor), unsolved
+
+
+def _doubled(problem: Problem, members: Tensor) -> Problem:
+    """Some members in float64."""
+    part = problem.select(members)
+    tensors = [x if x is None else x.double() for x in part.tensors()]
+    return replace(part.replace(tensors, part.batch), dtype=torch.float64)
 
 
 _NO_ADJOINT = [0] * (2 * 11)  # right-hand side, answer and factor
@@ -212,15 +214,35 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     core = _core()
     assert isinstance(core, Core)
     call = _Call(problem, settings, bool(point.factor))
-    given = [part.contiguous() for part in rhs]
-    answer, places = _pieces(problem.dtype, call.batch, tuple(part.shape[-1] for part in given))
-    if call.batch:
+    batch, widths = call.batch, args.widths(problem)
+    sides = (widths[0], *widths[2:])  # in the order of Adjoint, which is that of Args
+    answer, places = args.pieces(problem.dtype, problem.device, batch, sides)
+    if batch:
         tensors: list[int] = []
-        for tensor in (*point[:-1], *given):
-            rank = tensor.dim() - 1
-            _place(tensors, call.keep, tensor, rank)
-        # order of Adjoint is z, lam, nu, lam_lb, lam_ub: that of Args
-        address = point.factor[0].data_ptr() if point.factor else 0
-        if core.kkt_solve(call.pack([*tensors, *places, address, 0])):
+        args.place_rows(tensors, call.keep, point[:7], (*widths, 1))
+        tensors += _NO_VERDICT
+        args.place_rows(tensors, call.keep, rhs, sides)
+        factor = point.factor[0].data_ptr() if point.factor else 0
+        without_factor = core.kkt_solve(call.pack([*tensors, *places, factor, 0]))
+        if without_factor < 0:
             raise MemoryError("the compiled core ran out of memory in the backward pass")
+        if without_factor and problem.dtype == torch.float32:
+            members = answer[0][:, 0].isnan().nonzero().flatten()
+            doubled = _doubled(problem, members)
+            again, unsolved = _solve(doubled, settings, True, rounded=True)
+            found = kkt_solve(doubled, settings, again, Adjoint(*(part[members].double() for part in rhs)))
+            for mine, theirs in zip(answer, found, strict=True):
+                mine[members] = theirs.to(mine.dtype)
+            if unsolved:  # the reference has solved these
+                from optlayer.backends import reference
+
+                members = members[again.status != 0]
+                part = problem.select(members)
+                at = Point(*(x[members] for x in point[:-1]), ())
+                found = reference.kkt_solve(part, settings, at, Adjoint(*(x[members] for x in rhs)))
+                for mine, theirs in zip(answer, found, strict=True):
+                    mine[members] = theirs
     return Adjoint(*answer)
+
+
+_NO_VERDICT = [0] * (2 * 4)  # iterations and residuals

@@ -18,21 +18,26 @@ struct ActiveFactors {
     U *X;         // C L⁻': p×n, and below it, for bounds and a dense Q, the n×n L⁻'
     U *M;         // rows×rows, or absent: columns are formed when needed
     U *diagonal;  // of M, when M is absent
-    U *B;         // scratch: A L⁻'
+    U *N;         // M⁻¹, where the batch shares M; absent, or out of use, when M is not well away from singular
+    U *B, *LM, *iLM, *TM;  // scratch: A L⁻'; of the inversion of M
     int n, m, p, bounds;
-    bool diagonal_Q, whole;
+    bool diagonal_Q, whole, inverts;
 
     int rows() const { return p + bounds; }
     int stored() const { return diagonal_Q ? p : rows(); }  // rows of X
 
     // keep: what the derivative needs; lasting: what pivoting needs; passing: what only `prepare` needs
-    void place(Arena& keep, Arena& lasting, Arena& passing, int n_, int m_, int p_, int bounds_, bool diagonal_, bool whole_) {
-        n = n_, m = m_, p = p_, bounds = bounds_, diagonal_Q = diagonal_, whole = whole_;
+    void place(Arena& keep, Arena& lasting, Arena& passing, int n_, int m_, int p_, int bounds_, bool diagonal_, bool whole_,
+               bool inverts_ = false) {
+        n = n_, m = m_, p = p_, bounds = bounds_, diagonal_Q = diagonal_, whole = whole_, inverts = inverts_;
         L = keep.take<U>(diagonal_Q ? 0 : size_t(n) * n), iL = keep.take<U>(n);
         LA = keep.take<U>(size_t(m) * m), iLA = keep.take<U>(m), E = keep.take<U>(size_t(rows()) * m);
         M = lasting.take<U>(whole ? size_t(rows()) * rows() : 0), diagonal = lasting.take<U>(whole ? 0 : rows());
         X = (whole ? passing : lasting).template take<U>(size_t(stored()) * n);
-        B = passing.take<U>(size_t(n) * m);
+        const size_t inverted = inverts ? size_t(rows()) * rows() : 0;
+        N = lasting.take<U>(inverted), B = passing.take<U>(size_t(n) * m);
+        LM = passing.take<U>(inverted), iLM = passing.take<U>(inverts ? rows() : 0), TM = passing.take<U>(inverted);
+        if (!inverts) N = nullptr;
     }
 
     // Returns the members whose Q (or A Q⁻¹ A') is not safely positive definite.
@@ -40,14 +45,15 @@ struct ActiveFactors {
     auto prepare(const Tm& t, const D& a) {
         using T = scalar_of<U>;
         const int R = rows(), S = stored();
-        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-6));
+        // float: what is not well conditioned is left to double
+        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4));
         t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = a.G[size_t(i) * n + j]; });
         t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = a.A[size_t(i) * n + j]; });
         auto bad = U(0) > U(1);  // no lane
         if (diagonal_Q) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
             const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
-            bad = !(least > safe * top);
+            bad = !(least > U(sizeof(T) == 8 ? T(1e-14) : T(1e-7)) * top);  // scaling loses nothing
             t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
             t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = X[size_t(j) * S + i] * iL[j]; });
             t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
@@ -58,7 +64,7 @@ struct ActiveFactors {
             bad = bad | !(top > U(0));
             if (p) t.trsm_right(p, n, X, S, L, n, iL);
             if (m) t.trsm_right(m, n, B, m, L, n, iL);
-            if (bounds) inverse(t, X + p, S);
+            if (bounds) inverse(t, n, L, iL, X + p, S);
         }
         if (m) {
             t.each_pair(m, m, [&](int i, int j) { LA[size_t(j) * m + i] = U(0); });
@@ -67,27 +73,52 @@ struct ActiveFactors {
             const U top = t.max(m, U(0), [&](int j) { return LA[size_t(j) * m + j]; });
             bad = bad | t.cholesky(m, LA, m, iLA, safe * top);
             t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = U(0); });
-            if (S) t.update(S, m, n, E, R, X, S, B, m);
+            if (p) t.update(p, m, n, E, R, X, S, B, m);
+            if (!diagonal_Q && bounds)
+                upper_columns(n, [&](int j, int width, int height) {
+                    t.update(height, m, width, E + p, R, X + size_t(j) * S + p, S, B + size_t(j) * m, m);
+                });
             if (diagonal_Q) t.each_pair(bounds, m, [&](int i, int j) { E[size_t(j) * R + p + i] = -(iL[i] * B[size_t(i) * m + j]); });
             t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = -E[size_t(j) * R + i]; });
             t.trsm_right(R, m, E, R, LA, m, iLA);
         }
         if (whole) form_M(t);
-        else form_diagonal(t);
+        if (inverts) invert_M(t);
+        if (!whole) form_diagonal(t);
         return bad;
     }
 
   private:
     static constexpr int block = 32;
 
-    // T := L⁻', upper triangular: only the rows above the diagonal block are worked on
-    template <class Tm> void inverse(const Tm& t, U* T, int ld) {
-        t.each_pair(n, n, [&](int i, int j) { T[size_t(j) * ld + i] = U(i == j ? 1 : 0); });
+    // f(first column, columns, rows that are not zero) over the blocks of columns of an upper triangle
+    template <class F> static void upper_columns(int n, F&& f) {
         for (int j = 0; j < n; j += block) {
-            const int width = n - j < block ? n - j : block, height = j + width;
+            const int width = n - j < block ? n - j : block;
+            f(j, width, j + width);
+        }
+    }
+
+    // T := L⁻', upper triangular
+    template <class Tm> static void inverse(const Tm& t, int n, const U* L, const U* iL, U* T, int ld) {
+        t.each_pair(n, n, [&](int i, int j) { T[size_t(j) * ld + i] = U(i == j ? 1 : 0); });
+        upper_columns(n, [&](int j, int width, int height) {
             if (j) t.update(j, width, j, T + size_t(j) * ld, ld, T, ld, L + j, n);
             t.trsm_right(height, width, T + size_t(j) * ld, ld, L + size_t(j) * n + j, n, iL + j);
-        }
+        });
+    }
+    // The lower triangle with its sign turned, into both.
+    template <class Tm> static void turn(const Tm& t, int n, U* M) {
+        constexpr int side = 8;
+        for (int j = 0; j < n; j += side)
+            for (int i = j; i < n; i += side) {
+                const int columns = n - j < side ? n - j : side, lines = n - i < side ? n - i : side;
+                t.each_pair(lines, columns, [&](int r, int c) {
+                    if (i + r < j + c) return;
+                    const U value = -M[size_t(j + c) * n + i + r];
+                    M[size_t(j + c) * n + i + r] = value, M[size_t(i + r) * n + j + c] = value;
+                });
+            }
     }
 
     // (with the sign turned, so that only products to be subtracted are needed; set right while both triangles are filled)
@@ -100,16 +131,30 @@ struct ActiveFactors {
             t.each_pair(n, p, [&](int j, int i) { lower_left[size_t(i) * R + j] = -(iL[j] * X[size_t(j) * S + i]); });
             t.each(n, [&](int j) { corner[size_t(j) * R + j] = -(iL[j] * iL[j]); });
         } else if (bounds) {
-            const U* T = X + p;  // column c of T ends at row c
-            for (int j = 0; j < n; j += block) {
-                const int width = n - j < block ? n - j : block;
-                if (p) t.update(j + width, p, width, lower_left, R, T + size_t(j) * S, S, X + size_t(j) * S, S);
-                t.update_lower(j + width, width, corner, R, T + size_t(j) * S, S, T + size_t(j) * S, S);
-            }
+            const U* T = X + p;
+            upper_columns(n, [&](int j, int width, int height) {
+                if (p) t.update(height, p, width, lower_left, R, T + size_t(j) * S, S, X + size_t(j) * S, S);
+                t.update_lower(height, width, corner, R, T + size_t(j) * S, S, T + size_t(j) * S, S);
+            });
         }
-        t.each_lower(R, [&](int i, int j) { M[size_t(j) * R + i] = -M[size_t(j) * R + i]; });
-        if (m) t.update_lower(R, m, M, R, E, R, E, R);
-        t.each_lower(R, [&](int i, int j) { M[size_t(i) * R + j] = M[size_t(j) * R + i]; });
+        if (m) optlayer::add_lower(R, m, M, R, E, R, static_cast<const detail::One*>(nullptr), E, R);
+        turn(t, R, M);
+    }
+
+    // N := M⁻¹ by its factor, or none
+    template <class Tm> void invert_M(const Tm& t) {
+        const int R = rows();
+        const U top = t.max(R, U(0), [&](int j) { return M[size_t(j) * R + j]; });
+        t.each_lower(R, [&](int i, int j) { LM[size_t(j) * R + i] = M[size_t(j) * R + i], N[size_t(j) * R + i] = U(0); });
+        if (any(t.cholesky(R, LM, R, iLM, U(scalar_of<U>(sizeof(scalar_of<U>) == 8 ? 1e-11 : 1e-4)) * top))) {
+            N = nullptr;
+            return;
+        }
+        inverse(t, R, LM, iLM, TM, R);
+        upper_columns(R, [&](int j, int width, int height) {
+            t.update_lower(height, width, N, R, TM + size_t(j) * R, R, TM + size_t(j) * R, R);
+        });
+        turn(t, R, N);
     }
 
     template <class Tm> void form_diagonal(const Tm& t) {
@@ -134,6 +179,7 @@ struct Active {
     T *own, *lane_M;          // M of one lane; column scratch
     Pivoting<T> pivoting;
     int *count[W], *index[W], *sign[W];  // kept: the active rows of each lane, their sides, and the factor over them
+                                         // (after the number of active rows: whether the factor is that of N, pivoting.h)
     T *L[W], *iL[W];
     int* side[W];
 
@@ -145,7 +191,7 @@ struct Active {
     void place(Arena& keep, Arena& work) {
         const int R = a.rows(), K = most();
         for (int l = 0; l < W; ++l) {
-            count[l] = keep.take<int>(1), index[l] = keep.take<int>(K), sign[l] = keep.take<int>(K);
+            count[l] = keep.take<int>(2), index[l] = keep.take<int>(R), sign[l] = keep.take<int>(K);
             iL[l] = keep.take<T>(K), L[l] = keep.take<T>(size_t(K) * K);
         }
         w = work.take<V>(a.n), wm = work.take<V>(a.m), y = work.take<V>(R), rows_at = work.take<V>(R);
@@ -200,12 +246,35 @@ struct Active {
             const int k = *count[l];
             if (k == 0) continue;
             T* x = pivoting.u;
+            if (count[l][1]) {
+                if constexpr (!is_pack<V>) kkt_inverted(goal, vy);
+                continue;
+            }
             t.each(k, [&](int i) { x[i] = lane(rows_at[index[l][i]], l) - lane(goal[index[l][i]], l); });
             solve_lower(k, L[l], k, iL[l], x);
             solve_lower_t(k, L[l], k, iL[l], x);
             t.each(k, [&](int i) { set_lane(vy[index[l][i]], l, x[i]); });
         }
         finish(rz, vy, vz, vnu);
+    }
+
+    // M_AA⁻¹ by N: y = N (r - x), where r is 0 and x is not on the rows that are not active, and y is 0 there;
+    // refined once, because N has lost digits that M has.
+    void kkt_inverted(const V* goal, V* vy) {
+        const int R = a.rows(), k = *count[0], others = R - k;
+        const int *active = index[0], *rest = active + k;
+        T *x = pivoting.u, *r = pivoting.r, *dy = pivoting.Nr, *My = pivoting.v;
+        for (int round = 0; round < 2; ++round) {
+            t.each(R, [&](int i) { r[i] = T(0), dy[i] = T(0), My[i] = T(0); });
+            if (round) t.gemv(R, R, f.M, R, vy, My);
+            t.each(k, [&](int i) { r[active[i]] = rows_at[active[i]] - goal[active[i]] - My[active[i]]; });
+            t.gemv(R, R, f.N, R, r, dy);
+            t.each(others, [&](int i) { x[i] = dy[rest[i]]; });
+            t.solve_lower(others, L[0], others, iL[0], x);
+            t.solve_lower_t(others, L[0], others, iL[0], x);
+            for (int j = 0; j < others; ++j) t.gemv(R, 1, f.N + size_t(rest[j]) * R, R, x + j, dy, -1);
+            t.each(k, [&](int i) { vy[active[i]] = vy[active[i]] + dy[active[i]]; });
+        }
     }
 
     // ±1 for an active row of a lane at its upper or lower side, else 0; after `mark_sides`
@@ -221,7 +290,7 @@ struct Active {
         Columns<T> c;
         c.rows = a.rows(), c.n = a.n, c.m = a.m, c.left = own;
         if constexpr (!is_pack<U>) {
-            if (f.whole) c.M = f.M;
+            if (f.whole) c.M = f.M, c.N = f.N;
             else {
                 c.X = f.X, c.E = f.E, c.diagonal = f.diagonal;
                 if (f.diagonal_Q) c.spread = f.iL;
@@ -249,7 +318,7 @@ struct Active {
         V found = V(0);
         Pivoting<T>& d = pivoting;
         for (int l = 0; l < W; ++l) {
-            *count[l] = 0;
+            count[l][0] = count[l][1] = 0;
             if (l >= lanes || lane(bad, l)) continue;
             t.each(R, [&](int i) {
                 d.v[i] = lane(rows[i], l), d.lo[i] = -infinity(), d.up[i] = infinity();
@@ -266,19 +335,22 @@ struct Active {
             bool ok = false;
             if (f.whole && R >= 24 && 2 * R <= 3 * (n - m)) {
                 ok = d.guess(M);
-                if (!ok) t.each(R, [&](int i) { d.v[i] = d.v0[i], d.y[i] = T(0); }), d.k = 0;
+                if (!ok) t.each(R, [&](int i) { d.v[i] = d.v0[i], d.y[i] = T(0); }), d.k = 0, d.inverted = false;
             }
             ok = ok || d.solve(M, 10 * (R + 10));
             set_lane(out.iterations, l, T(d.pivots));
             if (!ok) continue;
             set_lane(found, l, T(1));
-            *count[l] = d.k;
+            const int size = d.inverted ? R - d.k : d.k;  // of the factor
+            count[l][0] = d.k, count[l][1] = d.inverted;
             t.each(d.k, [&](int i) {
-                index[l][i] = d.index[i], sign[l][i] = d.sign[i], iL[l][i] = d.iL[i];
+                sign[l][i] = d.sign[i];
                 set_lane(out.y[d.index[i]], l, d.y[d.index[i]]);
             });
-            for (int j = 0; j < d.k; ++j)
-                t.each(d.k - j, [&](int i) { L[l][size_t(j) * d.k + j + i] = d.L[size_t(j) * d.most + j + i]; });
+            t.each(d.inverted ? R : d.k, [&](int i) { index[l][i] = d.index[i]; });
+            t.each(size, [&](int i) { iL[l][i] = d.iL[i]; });
+            for (int j = 0; j < size; ++j)
+                t.each(size - j, [&](int i) { L[l][size_t(j) * size + j + i] = d.L[size_t(j) * d.most + j + i]; });
         }
         finish(q, out.y, out.z, out.nu);
         signs(x, out);
@@ -298,21 +370,26 @@ struct Active {
             signs(x, out);
             error = judge.judge();
         }
+        slacks(x, out);
         out.solved = select((found > V(0)) & (error <= V(tolerance)), V(1), V(0));
     }
 
-    // From the net multipliers: those of each side, and the slacks; what is negative is cut off, and judged.
+    // From the net multipliers those of each side; what has the wrong sign is cut off, and judged.
     void signs(Sides<V>& x, Point<V>& out) {
-        a.rows_times(t, out.z, x.v);
         t.each(a.rows(), [&](int i) { y[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
             const V lam = x.on[k] * max(sg * out.y[i], V(0));
-            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
             x.active[k] = select(lam > V(0), V(1), V(0));
-            out.lam[k] = lam, out.s[k] = select(lam > V(0), V(0), slack);
+            out.lam[k] = lam;
             y[i] = fma(sg, lam, y[i]);
         });
         t.each(a.rows(), [&](int i) { out.y[i] = y[i]; });
+    }
+    void slacks(Sides<V>& x, Point<V>& out) {  // from C z, as the judge left it
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
+            out.s[k] = select(x.active[k] > V(0), V(0), slack);
+        });
     }
 
   private:

@@ -8,6 +8,8 @@
 // `solve` admits one violated row after another and drops rows whose multiplier would change its sign; with the
 // Cholesky factor L of M over the active rows, and Y = M(:, active) L⁻', a step costs rows·k. `guess` exchanges all
 // wrong rows at once (block pivoting, Júdice & Pires 1994): few factorisations when it converges, else it gives up.
+// Where most rows are active and N = M⁻¹ is at hand, it factors N over the others instead: with r = v - limit,
+//     y = N (r - x),  x = 0 on active rows,  y = 0 on the others:   N_oo x_o = (N r)_o,   and v_o = limit + x_o.
 #pragma once
 #include "dense.h"
 
@@ -18,6 +20,7 @@ template <class T>
 struct Columns {
     int rows = 0, n = 0, m = 0;
     const T *M = nullptr, *X = nullptr, *E = nullptr, *diagonal = nullptr;  // column-major, leading dimension `rows`
+    const T* N = nullptr;       // M⁻¹
     const T* spread = nullptr;  // diagonal part of X of the rows from `first_spread`: X(first + j, j) = spread(j)
     int first_spread = 0;
     T* left = nullptr;          // scratch of n + m
@@ -54,17 +57,18 @@ struct Pivoting {
     T *L, *iL;               // most×most, factor of M over the active rows in the order of `index`
     T *Y;                    // rows×most, see above
     T *l, *u, *g;            // scratch: a new row of L, the change of y, the new row's column
-    T *v0;
-    int *index, *sign, *state;
+    T *v0, *r, *Nr;
+    int *index, *sign, *state;  // active rows, then, if `inverted`, the others
     int k = 0, pivots = 0;
+    bool inverted = false;      // L is the factor of N over the rows that are not active
     T slack = 0;             // violations up to here count as none
 
     template <class Arena> void place(Arena& a, int rows_, int most_) {
         rows = rows_, most = most_;
-        for (T** x : {&v, &lo, &up, &y, &scale, &g, &v0}) *x = a.template take<T>(rows);
-        for (T** x : {&iL, &l, &u}) *x = a.template take<T>(most);
+        for (T** x : {&v, &lo, &up, &y, &scale, &g, &v0, &r, &Nr, &u}) *x = a.template take<T>(rows);
+        for (T** x : {&iL, &l}) *x = a.template take<T>(most);
         L = a.template take<T>(size_t(most) * most), Y = a.template take<T>(size_t(rows) * most);
-        index = a.template take<int>(most), sign = a.template take<int>(most), state = a.template take<int>(rows);
+        index = a.template take<int>(rows), sign = a.template take<int>(most), state = a.template take<int>(rows);
     }
 
     static constexpr T rounding() { return sizeof(T) == 8 ? T(1e-13) : T(1e-6); }
@@ -81,7 +85,7 @@ struct Pivoting {
             if (lo[i] > -infinite()) limit = max(limit, abs(lo[i]));
             size = max(size, scale[i] * (abs(v[i]) + limit));
         }
-        slack = rounding() * size, k = 0, pivots = 0;
+        slack = rounding() * size, k = 0, pivots = 0, inverted = false;
     }
 
     // The row that is violated most, in units of 1 / scale; -1: none.
@@ -152,7 +156,7 @@ struct Pivoting {
                 for (int i = 0; i < k; ++i) l[i] = Y[size_t(i) * rows + r], g[index[i]] = T(0);
             }
         }
-        polish();
+        multipliers();
         return true;
     }
 
@@ -160,6 +164,7 @@ struct Pivoting {
     bool guess(const Columns<T>& M) {
         for (int i = 0; i < rows; ++i) state[i] = 0;
         int best = rows + 1, patience = 3;
+        bool ready = false;  // N r
         for (;;) {
             int wrong = 0;
             for (int i = 0; i < rows; ++i) {
@@ -181,45 +186,82 @@ struct Pivoting {
                 if (k == most || !(abs(goal_of(i)) < infinite()) || !(lo[i] <= up[i])) return false;
                 sign[k] = state[i], index[k++] = i;
             }
-            T top = T(0);
-            for (int j = 0; j < k; ++j) {
-                const T* column = M.M + size_t(index[j]) * rows;
-                T* to = L + size_t(j) * most;
-                for (int i = j; i < k; ++i) to[i] = column[index[i]];
-                top = max(top, to[j]);
-            }
-            if (cholesky(k, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top)) return false;
-            multipliers();
-            for (int i = 0; i < rows; ++i) v[i] = v0[i];
-            int j = 0;
-            for (; j + 4 <= k; j += 4) {
-                const T *a = M.M + size_t(index[j]) * rows, *b = M.M + size_t(index[j + 1]) * rows;
-                const T *c = M.M + size_t(index[j + 2]) * rows, *d = M.M + size_t(index[j + 3]) * rows;
-                const T ya = u[j], yb = u[j + 1], yc = u[j + 2], yd = u[j + 3];
-                for (int i = 0; i < rows; ++i) v[i] = v[i] - (a[i] * ya + b[i] * yb + (c[i] * yc + d[i] * yd));
-            }
-            for (; j < k; ++j)
-                for (int i = 0; i < rows; ++i) v[i] = fnma(M.M[size_t(index[j]) * rows + i], u[j], v[i]);
+            inverted = M.N && most == rows && 2 * k > rows && (ready || limits(M));
+            if (inverted) ready = true;
+            if (!(inverted ? exchange_inverted(M) : exchange(M))) return false;
         }
-    }
-
-    // x := M_AA⁻¹ x over the active rows
-    void solve_active(T* x) const {
-        solve_lower(k, L, most, iL, x);
-        solve_lower_t(k, L, most, iL, x);
     }
 
   private:
     static constexpr T infinite() { return sizeof(T) == 8 ? T(1e300) : T(1e37); }
     T goal_of(int i) const { return state[i] > 0 ? up[i] : lo[i]; }
 
+    // v and y for the active rows
+    bool exchange(const Columns<T>& M) {
+        if (!factor(M.M, index, k)) return false;
+        multipliers();
+        for (int i = 0; i < rows; ++i) v[i] = v0[i];
+        subtract(M.M, index, k, u, v);
+        return true;
+    }
+    bool exchange_inverted(const Columns<T>& M) {
+        int* others = index + k;
+        int count = 0;
+        for (int i = 0; i < rows; ++i)
+            if (!state[i]) others[count++] = i;
+        if (!factor(M.N, others, count)) return false;
+        for (int i = 0; i < count; ++i) u[i] = Nr[others[i]];
+        solve_lower(count, L, most, iL, u);
+        solve_lower_t(count, L, most, iL, u);
+        for (int i = 0; i < rows; ++i) y[i] = Nr[i], v[i] = v0[i] - r[i];
+        subtract(M.N, others, count, u, y);
+        for (int i = 0; i < count; ++i) y[others[i]] = T(0), v[others[i]] = v[others[i]] + u[i];
+        return true;
+    }
+    // r and N r, if no row has two limits
+    bool limits(const Columns<T>& M) {
+        for (int i = 0; i < rows; ++i) {
+            const bool above = up[i] < infinite(), below = lo[i] > -infinite();
+            if (above && below) return false;
+            r[i] = above ? v0[i] - up[i] : below ? v0[i] - lo[i] : T(0);
+            Nr[i] = T(0);
+        }
+        gemv(rows, rows, M.N, rows, r, Nr);
+        return true;
+    }
+    // The factor of a matrix over some rows and columns.
+    bool factor(const T* matrix, const int* which, int count) {
+        T top = T(0);
+        for (int j = 0; j < count; ++j) {
+            const T* column = matrix + size_t(which[j]) * rows;
+            T* to = L + size_t(j) * most;
+            for (int i = j; i < count; ++i) to[i] = column[which[i]];
+            top = max(top, to[j]);
+        }
+        return !cholesky(count, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top);
+    }
+    // to -= those columns of a matrix times x
+    void subtract(const T* matrix, const int* which, int count, const T* x, T* to) const {
+        int j = 0;
+        for (; j + 4 <= count; j += 4) {
+            const T *a = matrix + size_t(which[j]) * rows, *b = matrix + size_t(which[j + 1]) * rows;
+            const T *c = matrix + size_t(which[j + 2]) * rows, *d = matrix + size_t(which[j + 3]) * rows;
+            const T xa = x[j], xb = x[j + 1], xc = x[j + 2], xd = x[j + 3];
+            for (int i = 0; i < rows; ++i) to[i] = to[i] - (a[i] * xa + b[i] * xb + (c[i] * xc + d[i] * xd));
+        }
+        for (; j < count; ++j) {
+            const T* a = matrix + size_t(which[j]) * rows;
+            for (int i = 0; i < rows; ++i) to[i] = fnma(a[i], x[j], to[i]);
+        }
+    }
+
     // y over the active rows from the factor alone: what the steps have added up is forgotten
     void multipliers() {
         for (int i = 0; i < k; ++i) u[i] = v0[index[i]] - (sign[i] > 0 ? up[index[i]] : lo[index[i]]);
-        solve_active(u);
+        solve_lower(k, L, most, iL, u);
+        solve_lower_t(k, L, most, iL, u);
         for (int i = 0; i < k; ++i) y[index[i]] = u[i];
     }
-    void polish() { multipliers(); }
 
     void append(int r, T sg, T pivot) {
         const T root = sqrt(pivot), inverse = T(1) / root;

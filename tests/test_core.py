@@ -1,0 +1,310 @@
+"""The compiled core against the reference, and against itself: what may not change a member's bits."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from optlayer.backends import args, cpu, reference
+from optlayer.backends.base import Adjoint, Point
+from optlayer.kkt import mul, residuals
+from optlayer.problem import Diagonal, Problem, check
+from optlayer.settings import Settings
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+SETTINGS = Settings()
+F64 = torch.float64
+
+
+def draw(
+    seed: int, n: int, m: int = 0, p: int = 0, batch: int = 9, *, bounds: bool = False, shared: bool = False,
+    diagonal: bool = False, dtype: torch.dtype = F64,
+) -> Problem:
+    """A feasible strictly convex problem; `shared`: only q, h and b differ between members."""
+    g = torch.Generator().manual_seed(seed)
+    lead = () if shared else (batch,)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=F64)
+
+    W = normal(*lead, n, n)
+    Q: Any = Diagonal(normal(*lead, n).abs() + 0.5) if diagonal else W @ W.mT + 0.5 * torch.eye(n, dtype=F64)
+    z, G, A = normal(batch, n), normal(*lead, p, n), normal(*lead, m, n)
+    room = torch.rand(batch, n, generator=g, dtype=F64)
+    given = {
+        "q": 3 * normal(batch, n),
+        "G": G if p else None, "h": mul(G, z) + 0.1 if p else None,
+        "A": A if m else None, "b": mul(A, z) if m else None,
+        "lb": z - room if bounds else None, "ub": z + 0.5 * room if bounds else None,
+    }  # fmt: skip
+    Q = Diagonal(Q.d.to(dtype)) if diagonal else Q.to(dtype)
+    return check(Q, **{name: None if x is None else x.to(dtype) for name, x in given.items()})
+
+
+def upstream(point: Point, seed: int = 5) -> Adjoint:
+    g = torch.Generator().manual_seed(seed)
+    parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
+    return Adjoint(*(torch.randn(x.shape, generator=g, dtype=F64).to(x.dtype) for x in parts))
+
+
+@contextmanager
+def forced(method: str = "auto", lanes: int = 0, threads: int = 1) -> Iterator[None]:
+    before = cpu.METHOD, cpu.LANES, torch.get_num_threads()
+    cpu.METHOD, cpu.LANES = args.METHODS.index(method), lanes
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        cpu.METHOD, cpu.LANES = before[:2]
+        torch.set_num_threads(before[2])
+
+
+def both(problem: Problem) -> tuple[Tensor, ...]:
+    """Point, verdict and derivative."""
+    point = cpu.solve(problem, SETTINGS, True)
+    return (*point[:-1], *cpu.kkt_solve(problem, SETTINGS, point, upstream(point)))
+
+
+def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "rows": {"n": 12, "p": 10},
+    "rows and equalities": {"n": 14, "m": 4, "p": 9},
+    "bounds": {"n": 13, "m": 3, "bounds": True},
+    "everything": {"n": 20, "m": 5, "p": 12, "bounds": True},
+    "shared rows": {"n": 30, "p": 28, "shared": True},
+    "shared equalities and bounds": {"n": 24, "m": 15, "bounds": True, "shared": True},
+    "many rows": {"n": 6, "p": 40},
+    "diagonal": {"n": 15, "m": 4, "p": 7, "bounds": True, "diagonal": True},
+    "shared, diagonal": {"n": 15, "m": 6, "bounds": True, "diagonal": True, "shared": True},
+    "equalities alone": {"n": 7, "m": 3},
+    "nothing": {"n": 5},
+}  # fmt: skip
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_layout_is_the_same_on_both_sides() -> None:
+    core = cpu._core()
+    assert isinstance(core, cpu.Core)
+    library = ctypes.CDLL(str(core.path))
+    found = (ctypes.c_int64 * (3 + len(args.TENSORS)))()
+    library.optlayer_args_layout(found)
+    numbers = 4 * len(args.NUMBERS)
+    wanted = [0, numbers - 4, numbers, *(numbers + 8 + 16 * i for i in range(len(args.TENSORS)))]
+    assert list(found) == wanted
+    assert core.path.name.startswith("core_")
+
+
+@every_kind
+@pytest.mark.parametrize("method", args.METHODS)
+def test_every_method_agrees_with_the_reference(kind: str, method: str) -> None:
+    problem = draw(1, **KINDS[kind])
+    wanted = reference.solve(problem, SETTINGS, True)
+    with forced(method):
+        found = cpu.solve(problem, SETTINGS, True)
+        v = cpu.kkt_solve(problem, SETTINGS, found, upstream(found))
+    assert torch.equal(found.status, wanted.status)
+    judged = residuals(problem, found.z, found.lam, found.nu, found.lam_lb, found.lam_ub)
+    assert float(judged.relative.max()) <= 1e-9
+    for name in ("z", "s", "lam", "nu", "lam_lb", "lam_ub"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-6)
+    exact = reference.kkt_solve(problem, SETTINGS, wanted, upstream(found))
+    for a, b in zip(v, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_a_member_does_not_see_the_others(kind: str) -> None:
+    problem = draw(2, **KINDS[kind])
+    if problem.batch is None:
+        pytest.skip("no batch")
+    whole = both(problem)
+    for members in ([3], [8, 3, 0], [3, 3, 3, 3, 3]):
+        part = problem.select(members)
+        point = cpu.solve(part, SETTINGS, True)
+        rhs = Adjoint(*(x[members] for x in upstream(cpu.solve(problem, SETTINGS, False))))
+        v = cpu.kkt_solve(part, SETTINGS, point, rhs)
+        assert same((*point[:-1], *v), tuple(x[members] for x in whole)), members
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_threads_change_no_bit(kind: str, dtype: torch.dtype) -> None:
+    problem = draw(3, dtype=dtype, **{**KINDS[kind], "batch": 37})
+    with forced(threads=1):
+        alone = both(problem)
+    with forced(threads=2):
+        together = both(problem)
+    assert same(together, alone)
+
+
+@every_kind
+def test_lanes_agree_with_one_at_a_time(kind: str) -> None:
+    problem = draw(4, **KINDS[kind])
+    with forced(lanes=1):
+        alone = both(problem)
+    with forced(lanes=8):
+        lanes = both(problem)
+    for a, b in zip(lanes, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+
+
+def test_interior_point_in_lanes_has_the_same_bits() -> None:
+    problem = draw(5, n=9, m=2, p=7)
+    with forced("normal", lanes=1):
+        alone = both(problem)
+    with forced("normal", lanes=8):
+        assert same(both(problem), alone)
+
+
+def test_structure_is_found_and_changes_no_answer() -> None:
+    g = torch.Generator().manual_seed(6)
+    n, batch = 11, 5
+    q, A = torch.randn(batch, n, generator=g, dtype=F64), torch.randn(3, n, generator=g, dtype=F64)
+    eye = torch.eye(n, dtype=F64)
+    ones = torch.ones(n, dtype=F64)
+    b = A @ (0.3 * ones)
+    rows = check(0.1 * eye, q, torch.cat([-2 * eye, eye]), torch.cat([0 * ones, ones]), A, b)
+    told = check(Diagonal(0.1 * ones), q, None, None, A, b, 0 * ones, ones)
+    found, wanted = both(rows), both(told)
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(2 * found[2][:, :n], wanted[4], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[2][:, n:], wanted[5], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1][:, :n], 2 * found[0], rtol=1e-9, atol=1e-9)
+
+
+def test_strides_and_expanded_tensors() -> None:
+    problem = draw(7, n=8, p=6)
+    Q, q, G, h = problem.tensors()[:4]
+    wide = torch.stack([q, q], -1)[..., 0]  # stride 2
+    strided = check(Q.mT, wide, G.mT.contiguous().mT, torch.stack([h, h], 1)[:, 0])
+    assert same(both(strided), both(problem))
+    expanded = check(Q[0].expand(9, 8, 8), q, G[0].expand(9, 6, 8), h[0].expand(9, 6) + 1)
+    assert same(both(expanded), both(check(Q[0], q, G[0], (h[0].expand(9, 6) + 1).contiguous())))
+
+
+def test_asymmetric_Q_means_its_symmetric_part() -> None:
+    problem = draw(8, n=10, p=5)
+    Q, q, G, h = problem.tensors()[:4]
+    skew = torch.randn(10, 10, dtype=F64, generator=torch.Generator().manual_seed(1))
+    found = both(check(Q + skew - skew.mT, q, G, h))
+    torch.testing.assert_close(found[0], both(problem)[0], rtol=1e-8, atol=1e-8)
+
+
+def test_infinite_limits_are_no_limits() -> None:
+    problem = draw(9, n=10, p=6, bounds=True)
+    Q, q, G, h, _, _, lb, ub = (x if x is None else x.clone() for x in problem.tensors())
+    h[:, 1], lb[:, 2], ub[:, 3] = torch.inf, -torch.inf, torch.inf
+    found = cpu.solve(check(Q, q, G, h, None, None, lb, ub), SETTINGS, True)
+    assert int(found.status.abs().max()) == 0
+    assert bool((found.lam[:, 1] == 0).all() & (found.lam_lb[:, 2] == 0).all() & (found.lam_ub[:, 3] == 0).all())
+    assert bool(found.s[:, 1].isinf().all())
+
+
+def test_singular_Q_is_solved_without_the_active_set() -> None:
+    g = torch.Generator().manual_seed(10)
+    n, batch = 8, 6
+    W = torch.randn(n, 3, generator=g, dtype=F64)
+    problem = check(
+        W @ W.mT, torch.randn(batch, n, generator=g, dtype=F64),
+        lb=-torch.ones(n, dtype=F64), ub=torch.ones(n, dtype=F64),
+    )  # fmt: skip
+    found = cpu.solve(problem, SETTINGS, True)
+    wanted = reference.solve(problem, SETTINGS, True)
+    assert int(found.status.abs().max()) == 0
+    objective = [(x.z * (0.5 * mul(W @ W.mT, x.z) + problem.q)).sum(-1) for x in (found, wanted)]
+    torch.testing.assert_close(*objective, rtol=1e-8, atol=1e-8)
+
+
+@every_kind
+def test_float32_is_accurate(kind: str) -> None:
+    problem = draw(11, **KINDS[kind])
+    single = draw(11, dtype=torch.float32, **KINDS[kind])
+    found, wanted = both(single), both(problem)
+    for a, b in zip(found[:6], wanted[:6], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+    assert int(found[6].abs().max()) == 0
+    judged = residuals(single, found[0], found[2], found[3], found[4], found[5])
+    assert float(judged.relative.max()) <= 1e-5
+
+
+def test_float32_leaves_ill_conditioned_members_to_float64() -> None:
+    g = torch.Generator().manual_seed(12)
+    n, batch = 30, 4
+    U = torch.rand(batch, n // 2, n, generator=g, dtype=F64)
+    Q, G = U.mT @ U + 1e-4 * torch.eye(n, dtype=F64), torch.randn(batch, n, n, generator=g, dtype=F64)
+    h, q = torch.rand(batch, n, generator=g, dtype=F64), torch.randn(batch, n, generator=g, dtype=F64)
+    single = check(*(x.float() for x in (Q, q, G, h)))
+    exact = check(*(x.double() for x in single.tensors()[:4] if x is not None))
+    found, wanted = both(single), both(exact)
+    assert int(found[6].abs().max()) == 0
+    for a, b in zip((*found[:6], found[11]), (*wanted[:6], wanted[11]), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-6)
+
+
+def test_without_a_kept_factor() -> None:
+    problem = draw(13, n=9, m=2, p=8)
+    kept = both(problem)
+    point = cpu.solve(problem, SETTINGS, False)
+    v = cpu.kkt_solve(problem, SETTINGS, point, upstream(point))
+    for a, b in zip(v, kept[11:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_empty_batch(dtype: torch.dtype) -> None:
+    n = 3
+    problem = check(torch.eye(n, dtype=dtype), torch.zeros(0, n, dtype=dtype), lb=torch.zeros(n, dtype=dtype))
+    found = both(problem)
+    assert [found[i].shape for i in (0, 4, 11)] == [(0, n)] * 3
+
+
+def test_python_threads_at_once() -> None:
+    problem = draw(14, n=12, p=10, batch=40)
+    with forced(threads=2):
+        wanted = both(problem)
+        found: list[tuple[Tensor, ...]] = []
+        workers = [threading.Thread(target=lambda: found.append(both(problem))) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert len(found) == 4
+    assert all(same(x, wanted) for x in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_fork() -> None:
+    problem = draw(15, n=12, p=10, batch=40)
+    with forced(threads=2):
+        wanted = both(problem)
+        child = os.fork()
+        if child == 0:
+            fine = same(both(problem), wanted)
+            os._exit(0 if fine else 1)
+        _, code = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(code) == 0
+
+
+def test_blocks_are_used_again_and_stay_apart() -> None:
+    problem = draw(16, n=40, p=40, batch=8)
+    first = cpu.solve(problem, SETTINGS, True)
+    address = first.factor[0].data_ptr()
+    second = cpu.solve(problem, SETTINGS, True)
+    assert second.factor[0].data_ptr() != address
+    del first
+    third = cpu.solve(problem, SETTINGS, True)
+    assert third.factor[0].data_ptr() == address
+    rhs = upstream(second)
+    assert same(cpu.kkt_solve(problem, SETTINGS, second, rhs), cpu.kkt_solve(problem, SETTINGS, third, rhs))
