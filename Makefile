@@ -56,11 +56,15 @@ types: $(STAMP)  ## mypy
 format: $(STAMP)  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 
-sanitize: $(STAMP)  ## C++ tests (all teams, Scrambled too) under address and undefined-behaviour sanitizers
+sanitize: $(STAMP)  ## C++ tests (all teams) under the address and undefined-behaviour sanitizers, then thread
 	$(CMAKE) -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOPTLAYER_TESTS=ON -DOPTLAYER_SANITIZE=ON \
 	  -DOPTLAYER_LIBRARIES=OFF >/dev/null
 	$(CMAKE) --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(CMAKE) -S . -B build/races -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOPTLAYER_TESTS=ON -DOPTLAYER_SANITIZE=ON \
+	  -DOPTLAYER_SANITIZERS=thread -DOPTLAYER_LIBRARIES=OFF >/dev/null
+	$(CMAKE) --build build/races --target test_block_baseline
+	build/races/test_block_baseline
 
 fuzz: $(STAMP) core  ## random problems, all backends against each other, until stopped or SECONDS are over
 	$(ONE) $(BIN)/python -m tests.fuzz $(ARGS)

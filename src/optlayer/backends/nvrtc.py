@@ -184,6 +184,8 @@ def build(defines: dict[str, str | int], architecture: str) -> bytes:
         f"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space",
         *(f"-D{name}={value}" for name, value in sorted(defines.items())),
     ]
+    if nvrtc.version >= (13, 0):
+        options.append("--Ofast-compile=min")  # three times as fast to compile; skips only what rarely helps
     files = sources()
     digest = hashlib.sha256(repr((options, nvrtc.version, sorted(files.items()))).encode()).hexdigest()
     path = cache_folder() / f"{digest}.cubin"
