@@ -356,8 +356,9 @@ struct Active {
         signs(x, out);
         V error = judge.judge();
         const V exact = V(sizeof(T) == 8 ? tolerance * T(1e-2) : tolerance * T(0.1));
-        const auto again = (found > V(0)) & !(error <= exact);
-        for (int round = 0; round < 2 && any(again & !(error <= exact)); ++round) {
+        for (int round = 0; round < 2; ++round) {
+            const auto again = (found > V(0)) & !(error <= exact);  // each lane for itself
+            if (!any(again)) break;
             // judge.gd, judge.gp and x.v hold the residuals and C z
             t.each(n, [&](int j) { judge.gd[j] = -judge.gd[j]; });
             t.each(m, [&](int i) { judge.gp[i] = -judge.gp[i]; });

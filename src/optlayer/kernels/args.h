@@ -16,7 +16,7 @@ struct Tensor {
 
 struct Args {
     int32_t n, m, p, batch;
-    int32_t single;          // 1: float32, 0: float64
+    int32_t single;          // 1: float32, 0: float64, 2: float32's data in float64 (rounded, so judged like float32's)
     int32_t diagonal;        // Q holds a diagonal
     int32_t method;          // Method; AUTO on entry is replaced by the choice
     int32_t lanes;           // 0: choose; 1: one QP at a time; else: one QP per SIMD lane
