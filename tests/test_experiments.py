@@ -234,5 +234,7 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert len(one) == len(two) == 2
     for alone, together in zip(one, two, strict=True):
-        assert alone.pop("model") == together.pop("model")
-        assert alone == pytest.approx(together, rel=1e-6)
+        for key in ("train_loss", "test_loss"):
+            assert alone[key] == pytest.approx(together[key], rel=1e-9)
+        # An untrained layer gives several digits of a cell exactly zero: rounding decides which one is the largest.
+        assert alone["test_cell_error"] == pytest.approx(together["test_cell_error"], abs=5 / (40 * 16))
