@@ -130,6 +130,19 @@ def test_total_variation_divides_the_noise_by_six() -> None:
     assert 13 < error < 19  # 15.9 ± 0.7 for 1000 signals
 
 
+def test_common_equations_are_the_rules() -> None:
+    rng = np.random.default_rng(0)
+    boards = np.array([sudoku9.grid(rng) for _ in range(700)])
+    solutions = torch.eye(9)[torch.from_numpy(np.log2(boards).round().astype(np.int64)).reshape(-1, 9, 9)]
+    A, b = sudoku9.common_equations(solutions)
+    groups = sudoku9.true_groups()
+    rules = torch.cat([torch.kron(torch.eye(81), torch.ones(1, 9)), torch.kron(groups, torch.eye(9))]).double()
+    assert len(A) == torch.linalg.matrix_rank(rules) == 249
+    outside = rules - rules @ A.mT @ A
+    assert outside.abs().max() < 1e-9
+    torch.testing.assert_close(solutions.flatten(1).double() @ A.mT, b.expand(700, -1), atol=1e-9, rtol=0)
+
+
 def test_a_guide_and_maps_start_as_total_variation() -> None:
     noisy, _ = denoising.signals(4)
     guided = denoising.Denoiser(denoising.differences(100), 21.0, denoising.Guide())
@@ -214,8 +227,8 @@ def test_denoising_runs(tmp_path: Path) -> None:
 def test_big_sudoku_runs(tmp_path: Path) -> None:
     sudoku9.main(train=6, test=2, per_epoch=4, epochs=1, batch=2, out=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert [row["model"] for row in results] == ["the true rules", "OptNet"]
-    assert results[0]["test_loss"] < results[1]["test_loss"]
+    assert [row["told"] for row in results] == ["everything", "nothing", "one digit a cell; digits are names"]
+    assert results[0]["test_loss"] < results[2]["test_loss"]
     assert (tmp_path / "learned.png").exists()
     assert "SATNet" in sudoku9.report(tmp_path)
 
