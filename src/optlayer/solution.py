@@ -102,7 +102,8 @@ class Solution:
         if problem.batch is None:
             values, status = [x[None] for x in values], status[None]
         z, *multipliers = values
-        data = [None if x is None else x.detach().double() for x in problem.tensors()]
+        dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
+        data = [None if x is None else x.detach().double() for x in dense]
         problem = problem.replace(data, len(status))
         found = torch.full_like(z[:, 0], torch.nan)
         found = torch.where(
