@@ -9,7 +9,7 @@ random. What is returned is verified here in numpy, by nothing that the solver u
     DUAL_INFEASIBLE    z is a ray of descent
     INVALID_INPUT, NOT_CONVEX   the member was made so
 
-Anything else than the true verdict is *wrong*; MAX_ITERATIONS and NUMERICAL_ERROR are no claim, and counted as given up.
+Anything else than the true verdict is *wrong*; MAX_ITERATIONS and NUMERICAL_ERROR are no claim: counted as given up.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Draw:
         self.h, self.b = Gz + s[:, :p], Az
         self.lb = z - s[:, p : p + n] if self.lower else None
         self.ub = z + s[:, sides - n :] if self.upper else None
-        force = np.einsum("bij,bj->bi", self.Q, z) + np.einsum("bij,bi->bj", self.G, lam) + np.einsum("bij,bi->bj", self.A, nu)
+        force = np.einsum("bij,bj->bi", self.Q, z)
+        force += np.einsum("bij,bi->bj", self.G, lam) + np.einsum("bij,bi->bj", self.A, nu)
         if self.lower:
             force -= bounds[:, :n]
         if self.upper:
@@ -101,7 +102,7 @@ class Draw:
                 if name != "h" and self.lower and self.upper:
                     inactive &= self.lb != self.ub
                 side[inactive] = -np.inf if name == "lb" else np.inf
-        if rng.random() < 0.15:
+        if rng.random() < 0.15 and not self.single:  # rounded to float32, Q d = 0 and G d ≤ 0 would not hold
             self.unbound()
         if rng.random() < 0.2:
             cost = 10 ** rng.uniform(-spread, spread)
@@ -112,8 +113,8 @@ class Draw:
     def quadratic(self, members: int, n: int) -> np.ndarray:
         rng = self.rng
         if self.diagonal:
-            d = rng.uniform(0.1, 2, (members, n)) * (rng.random((members, n)) < rng.choice([1.0, 0.7, 0.0], p=[0.6, 0.2, 0.2]))
-            return d[:, :, None] * np.eye(n)
+            curved = rng.random((members, n)) < rng.choice([1.0, 0.7, 0.0], p=[0.6, 0.2, 0.2])
+            return (rng.uniform(0.1, 2, (members, n)) * curved)[:, :, None] * np.eye(n)
         rank = int(rng.choice([n, max(1, n // 2), 0], p=[0.7, 0.2, 0.1]))
         W = rng.standard_normal((members, n, rank))
         return W @ W.transpose(0, 2, 1) / max(n, 1) + (0.1 * np.eye(n) if rank == n else 0)
@@ -175,7 +176,8 @@ class Draw:
     def arguments(self) -> dict[str, Any]:
         """Arguments of solve; data rounded to the dtype, and rounded here as well."""
         dtype = torch.float32 if self.single else torch.float64
-        data: dict[str, Any] = {"Q": np.diagonal(self.Q, axis1=1, axis2=2).copy() if self.diagonal else self.Q, "q": self.q}
+        Q = np.diagonal(self.Q, axis1=1, axis2=2).copy() if self.diagonal else self.Q
+        data: dict[str, Any] = {"Q": Q, "q": self.q}
         if self.G.shape[1]:
             data |= {"G": self.G, "h": self.h}
         if self.m:
@@ -234,13 +236,15 @@ def check_farkas(d: Draw, k: int, y: dict[str, np.ndarray]) -> float:
     """0 for a perfect certificate, inf for none."""
     G, A = row(d.G, k), row(d.A, k)
     parts = [G.T @ y["lam"], A.T @ y["nu"]]
-    value = sum(float(np.where(np.isfinite(side), side, 0) @ x) for side, x in ((d.h[k], y["lam"]), (d.b[k], y["nu"])) if len(x))
+    equations = ((d.h[k], y["lam"]), (d.b[k], y["nu"]))
+    value = sum(float(np.where(np.isfinite(side), side, 0) @ x) for side, x in equations if len(x))
     negative = max(np.maximum(-y["lam"], 0).max(initial=0), 0.0)
     for name, bound, sign in (("lam_lb", d.lb, -1.0), ("lam_ub", d.ub, 1.0)):
         if bound is not None:
             parts.append(sign * y[name])
             value += sign * float(np.where(np.isfinite(bound[k]), bound[k], 0) @ y[name])
-            negative = max(negative, np.maximum(-y[name], 0).max(initial=0), np.abs(y[name][np.isinf(bound[k])]).max(initial=0))
+            absent = np.abs(y[name][np.isinf(bound[k])]).max(initial=0)
+            negative = max(negative, np.maximum(-y[name], 0).max(initial=0), absent)
     size = max(np.abs(x).max(initial=0.0) for x in parts)
     absolute = max(np.abs(G).T @ np.abs(y["lam"]), default=0.0), max(np.abs(A).T @ np.abs(y["nu"]), default=0.0)
     size = max(size, *map(float, absolute), 1e-300)
@@ -292,7 +296,9 @@ def judge(d: Draw, sol: Solution, k: int) -> str:
     return "right"
 
 
-def fuzz(count: int, seed: int, backend: str = "auto", seconds: float = float("inf"), quiet: bool = True) -> collections.Counter[str]:
+def fuzz(
+    count: int, seed: int, backend: str = "auto", seconds: float = float("inf"), quiet: bool = True
+) -> collections.Counter[str]:
     """Totals by status and judgement; prints each wrong verdict with the seed that makes it again."""
     totals: collections.Counter[str] = collections.Counter()
     started, number = time.perf_counter(), seed
