@@ -223,7 +223,7 @@ def _shared(x: Tensor, grad: Tensor) -> Tensor:
 
 def _solved(status: Tensor) -> Tensor | None:
     """Which members are solved, (B, 1); None: all, known without waiting for a device."""
-    if status.device.type == "cpu" and not transformed() and not status.any():
+    if status.is_cpu and not transformed() and not status.any():
         return None
     return (status == int(Status.SOLVED)).unsqueeze(-1)
 
@@ -291,7 +291,8 @@ class _Solve(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[VALUES : VALUES + VERDICT], *output[ctx.call.fields :])
         ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
+        if ctx.call.transformed:
+            ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     @_full_precision
