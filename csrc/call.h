@@ -58,7 +58,7 @@ inline Method cheapest_elimination(const Plan& p, bool definite) {
     double cost[5] = {0};
     cost[SCHUR] = only_rows && definite ? r * r * r / 6 + 3 * r * r + once : never;
     cost[NORMAL] = dense_n + r * n * n / 2 + m * m * n / 2 + m * m * m / 6 + 2 * (n * n + n * R + n * m);
-    cost[DIAGONAL] = p.diagonal && r > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : never;
+    cost[DIAGONAL] = p.diagonal && definite && r > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : never;
     cost[NULL_SPACE] = p.shared && m > 0 && k > 0 ? R * k * k / 2 + k * k * k / 6 + 3 * n * k + 3 * n * R / 2 : never;
     Method best = NORMAL;
     for (Method x : {SCHUR, DIAGONAL, NULL_SPACE})
@@ -325,8 +325,8 @@ class Call {
         else shared.recall();
     }
 
-    // The number of members that are left to double precision (float; the derivative's are marked by NaN) or to the
-    // reference (double).
+    // The number of members that are left to double precision (float) or to the reference (double); those of the
+    // derivative are marked by NaN.
     int run(Task task) {
         const bool solving = task == Task::SOLVE;
         if (solving && g.keep) allocate_factor();
@@ -363,9 +363,13 @@ class Call {
                         if (flags) flags[k] = 0;
                     }
                     unsolved += status.of(k)[0] != SOLVED;
-                } else if (solved && !(flags && flags[k])) {
-                    if (twice) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
-                    else View<T>(g.v_z).of(k)[0] = std::numeric_limits<T>::quiet_NaN(), ++unsolved;
+                } else if (solved) {
+                    T& mark = View<T>(g.v_z).of(k)[0];
+                    if (!(flags && flags[k])) {
+                        if (twice) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
+                        else mark = std::numeric_limits<T>::quiet_NaN();
+                    }
+                    unsolved += !(mark == mark);
                 }
             }
         });

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from optlayer import kkt
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
+from optlayer.solution import Status
 
 name = "cpu"
 
@@ -117,7 +119,8 @@ class _Call:
             problem.n, problem.m, problem.p, self.batch, 2 if rounded else single, diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
-        self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        # (what is rounded to float32 afterwards needs no more than two digits beyond)
+        self.tolerance = settings.tolerance or (1e-5 if single else 1e-7 if rounded else 1e-9)
 
     def pack(self, tensors: list[int]) -> ctypes.Array[ctypes.c_char]:
         return args.pack(self.numbers, self.tolerance, self.data + tensors)
@@ -135,11 +138,10 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     point, unsolved = _solve(problem, settings, keep_factor)
     if unsolved and problem.dtype == torch.float32:
         members = point.status.nonzero().flatten()
-        in_double, unsolved = _solve(_doubled(problem, members), settings, False, rounded=True)
-        for mine, theirs in zip(point[:-1], in_double[:-1], strict=True):
-            mine[members] = theirs.to(mine.dtype)
-    if unsolved:
-        _ask_reference(problem, settings, point, point.status.nonzero().flatten())
+        for mine, theirs in zip(point[:-1], _in_double(problem, members, settings), strict=True):
+            mine[members] = theirs
+    if unsolved and len(members := point.status.nonzero().flatten()):
+        _ask_reference(problem, settings, point, members)
     return point
 
 
@@ -173,6 +175,21 @@ def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: boo
         factor = (torch.empty(0, dtype=torch.uint8),)
     z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap = values
     return Point(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap, factor), unsolved
+
+
+def _in_double(problem: Problem, members: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+    """Some members of a float32 problem, solved in float64; rounded, and judged after that."""
+    doubled = _doubled(problem, members)
+    exact, _ = _solve(doubled, settings, False, rounded=True)
+    found = [x.to(problem.dtype) if x.is_floating_point() else x for x in exact[:-1]]
+    z, s, lam, nu, lam_lb, lam_ub, status, iterations, *_ = found
+    whole = [None if x is None else x.expand(len(members), *x.shape[-doubled.rank(name) :])
+             for name, x in zip(NAMES, doubled.tensors(), strict=True)]
+    point = (x.double() for x in (z, lam, nu, lam_lb, lam_ub))
+    *judged, relative = kkt.residuals(doubled.replace(whole, len(members)), *point)
+    lost = (status == int(Status.SOLVED)) & ~(relative <= (settings.tolerance or 1e-5))
+    status = status.masked_fill(lost, int(Status.NUMERICAL_ERROR))
+    return (z, s, lam, nu, lam_lb, lam_ub, status, iterations, *(x.to(problem.dtype) for x in judged))
 
 
 def _doubled(problem: Problem, members: Tensor) -> Problem:
@@ -223,26 +240,28 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
         tensors += _NO_VERDICT
         args.place_rows(tensors, call.keep, rhs, sides)
         factor = point.factor[0].data_ptr() if point.factor else 0
-        without_factor = core.kkt_solve(call.pack([*tensors, *places, factor, 0]))
-        if without_factor < 0:
+        left = core.kkt_solve(call.pack([*tensors, *places, factor, 0]))
+        if left < 0:
             raise MemoryError("the compiled core ran out of memory in the backward pass")
-        if without_factor and problem.dtype == torch.float32:
+        if left:
             members = answer[0][:, 0].isnan().nonzero().flatten()
-            doubled = _doubled(problem, members)
-            again, unsolved = _solve(doubled, settings, True, rounded=True)
-            found = kkt_solve(doubled, settings, again, Adjoint(*(part[members].double() for part in rhs)))
-            for mine, theirs in zip(answer, found, strict=True):
+            rest = _differentiate_rest(problem, settings, point, rhs, members)
+            for mine, theirs in zip(answer, rest, strict=True):
                 mine[members] = theirs.to(mine.dtype)
-            if unsolved:  # the reference has solved these
-                from optlayer.backends import reference
-
-                members = members[again.status != 0]
-                part = problem.select(members)
-                at = Point(*(x[members] for x in point[:-1]), ())
-                found = reference.kkt_solve(part, settings, at, Adjoint(*(x[members] for x in rhs)))
-                for mine, theirs in zip(answer, found, strict=True):
-                    mine[members] = theirs
     return Adjoint(*answer)
+
+
+def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, members: Tensor) -> Adjoint:
+    """The derivative where the core has none: in float64 if it was float32, else (or then) by the reference backend."""
+    from optlayer.backends import reference
+
+    part, rows = problem.select(members), Adjoint(*(x[members] for x in rhs))
+    if problem.dtype == torch.float32:
+        doubled = _doubled(problem, members)
+        again, unsolved = _solve(doubled, settings, True, rounded=True)
+        if not unsolved:
+            return kkt_solve(doubled, settings, again, Adjoint(*(x.double() for x in rows)))
+    return reference.kkt_solve(part, settings, Point(*(x[members] for x in point[:-1]), ()), rows)
 
 
 _NO_VERDICT = [0] * (2 * 4)  # iterations and residuals
