@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer import backends
-from optlayer.backends import reference
 from optlayer.backends.base import Adjoint, Backend, Point
 from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
@@ -63,14 +62,14 @@ class Call:
         point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
         if self.check and bool((point.status != int(Status.SOLVED)).any()):
             raise SolveError(Solution(problem, *point[:-1]))
-        relaxed = reference.relax(problem, self.settings, point)[:VALUES] if self.smoothed else ()
+        relaxed = _reference().relax(problem, self.settings, point)[:VALUES] if self.smoothed else ()
         outputs: tuple[Any, ...] = (*point[:-1], *relaxed, *point.factor)
         return tuple(x.data if x._is_view() else x for x in outputs)  # a view's base would tie them together
 
     def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
         """v = M r at the point."""
         problem = self.problem(tensors)
-        engine = reference if self.smoothed else self.backend(problem)
+        engine = _reference() if self.smoothed else self.backend(problem)
         return engine.kkt_solve(problem, self.settings, point, rhs)
 
     def backend(self, problem: Problem) -> Backend:
@@ -85,6 +84,13 @@ class Call:
         """The point at which the derivative is taken, of the outputs of `solve`."""
         at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
         return as_point(*at, *outputs[VALUES : VALUES + VERDICT], *outputs[self.fields :])
+
+
+def _reference() -> Any:
+    """The reference backend, which alone knows relaxed points; loaded at first use."""
+    from optlayer.backends import reference
+
+    return reference
 
 
 def as_point(*flat: Any) -> Point:
