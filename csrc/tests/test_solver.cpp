@@ -1,5 +1,7 @@
 // Every elimination and the active-set method, forward and for the derivative, over Solo and Scrambled: the answer
 // meets the tolerance and does not depend on the order in which a team works. (Lanes: tests/test_core.py.)
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -61,6 +63,20 @@ template <class T> struct Batch {
         status.assign(batch, -1), iterations.assign(batch, 0);
         for (int i = 0; i < p; ++i) kept.push_back(i);
         rows.assign(n, -1);
+    }
+    // The same data in another precision.
+    template <class U> Batch<U> as() const {
+        Batch<U> other(n, m, p, 0);
+        other.batch = batch;
+        const auto copy = [](const std::vector<T>& from, std::vector<U>& to) { to.assign(from.begin(), from.end()); };
+        copy(Q, other.Q), copy(q, other.q), copy(G, other.G), copy(h, other.h), copy(A, other.A), copy(b, other.b);
+        copy(lb, other.lb), copy(ub, other.ub), copy(rz, other.rz);
+        for (auto* x : {&other.z, &other.lower, &other.upper, &other.vz, &other.vlb, &other.vub}) x->assign(z.size(), U(0));
+        for (auto* x : {&other.s, &other.lam, &other.vlam}) x->assign(s.size(), U(0));
+        for (auto* x : {&other.nu, &other.vnu}) x->assign(nu.size(), U(0));
+        for (auto* x : {&other.primal, &other.dual, &other.gap}) x->assign(batch, U(0));
+        other.status.assign(batch, -1), other.iterations.assign(batch, 0);
+        return other;
     }
     template <class X> static Tensor tensor(std::vector<X>& x, int width) { return {x.empty() ? nullptr : x.data(), width}; }
     Args args(bool bounded) {
@@ -138,31 +154,39 @@ template <class V, class Tm, class T> void run(Batch<T>& data, const Args& g, Me
         }
 }
 
-template <class T> double distance(const std::vector<T>& a, const std::vector<T>& b) {
+// Largest difference over the solved members, relative to the largest entry.
+template <class T> double distance(const Batch<T>& a, const std::vector<T>& x, const std::vector<double>& y) {
     double most = 0, size = 1;
-    for (size_t i = 0; i < a.size(); ++i)
-        most = std::max(most, std::fabs(double(a[i]) - b[i])), size = std::max(size, std::fabs(double(b[i])));
-    return a.size() == b.size() ? most / size : 1e300;
+    const size_t width = x.size() / size_t(a.batch);
+    for (size_t i = 0; i < x.size(); ++i) {
+        if (a.status[i / width] != SOLVED) continue;
+        const double difference = std::fabs(double(x[i]) - y[i]);
+        if (!(difference <= most)) most = difference;  // NaN stays
+        size = std::max(size, std::fabs(y[i]));
+    }
+    return most / size;
 }
 
-template <class V, class Tm, class T> void compare(const char* where, int n, int m, int p, bool bounded) {
-    const double close = sizeof(T) == 8 ? 1e-8 : 2e-3;
-    Batch<T> truth(n, m, p, 5);
-    Batch<T> data = truth;
-    run<T, Solo<T>>(truth, truth.args(bounded), NORMAL);
-    for (int32_t status : truth.status) expect(status == SOLVED, "normal equations", where, n, m, p);
+template <class Tm, class T> void compare(const char* where, int n, int m, int p, bool bounded) {
+    const double close = sizeof(T) == 8 ? 1e-8 : 2e-4;
+    const Batch<T> data(n, m, p, 5);
+    auto truth = data.template as<double>();
+    run<double, Solo<double>>(truth, truth.args(bounded), NORMAL);
+    for (int32_t status : truth.status) expect(status == SOLVED, "normal equations", "double", n, m, p);
     for (Method method : {NORMAL, SCHUR, ACTIVE}) {
         if (method == SCHUR && (bounded || p == 0)) continue;
         Batch<T> copy = data;
-        run<V, Tm>(copy, copy.args(bounded), method);
+        run<T, Tm>(copy, copy.args(bounded), method);
         const char* name = method == NORMAL ? "normal" : method == SCHUR ? "Schur" : "active";
-        for (int32_t status : copy.status) expect(status == SOLVED, name, where, n, m, p);
-        expect(distance(copy.z, truth.z) < close, name, "z", n, m, p);
-        expect(distance(copy.lam, truth.lam) < 10 * close, name, "lam", n, m, p);
-        expect(distance(copy.lower, truth.lower) < 10 * close, name, "lam_lb", n, m, p);
-        expect(distance(copy.vz, truth.vz) < 10 * close, name, "v_z", n, m, p);
-        expect(distance(copy.vlam, truth.vlam) < 100 * close, name, "v_lam", n, m, p);
-        expect(distance(copy.vnu, truth.vnu) < 100 * close, name, "v_nu", n, m, p);
+        // in float the interior point may leave a member to double, which the caller asks next
+        for (int32_t status : copy.status)
+            expect(status == SOLVED || (sizeof(T) == 4 && method != ACTIVE), name, where, n, m, p);
+        expect(distance(copy, copy.z, truth.z) < close, name, "z", n, m, p);
+        expect(distance(copy, copy.lam, truth.lam) < 10 * close, name, "lam", n, m, p);
+        expect(distance(copy, copy.lower, truth.lower) < 10 * close, name, "lam_lb", n, m, p);
+        expect(distance(copy, copy.vz, truth.vz) < 10 * close, name, "v_z", n, m, p);
+        expect(distance(copy, copy.vlam, truth.vlam) < 100 * close, name, "v_lam", n, m, p);
+        expect(distance(copy, copy.vnu, truth.vnu) < 100 * close, name, "v_nu", n, m, p);
     }
 }
 
@@ -170,8 +194,8 @@ template <class T> void test(const char* name) {
     const int sizes[][3] = {{1, 0, 1}, {3, 1, 4}, {8, 2, 0}, {10, 0, 10}, {17, 5, 20}, {40, 3, 30}};
     for (const auto& size : sizes)
         for (bool bounded : {false, true}) {
-            compare<T, Solo<T>, T>(name, size[0], size[1], size[2], bounded);
-            compare<T, Scrambled<T>, T>("Scrambled", size[0], size[1], size[2], bounded);
+            compare<Solo<T>, T>(name, size[0], size[1], size[2], bounded);
+            compare<Scrambled<T>, T>("Scrambled", size[0], size[1], size[2], bounded);
         }
     std::printf("%-7s %s\n", name, failures ? "FAILED" : "ok");
 }
