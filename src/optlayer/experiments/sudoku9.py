@@ -290,9 +290,11 @@ def report(folder: Path) -> str:
 Puzzles are made by the project, with one solution each and about {options["givens"]} givens: {options["train"]} to
 learn from, of which every epoch draws {options["per_epoch"]}, and {options["test"]} held out. ε = {options["penalty"]},
 and {options["learn_penalty"]} while gradients learn; Adam at {options["rate"]}, which decays to zero,
-{options["batch"]} puzzles a step. With the true rules, the QP solves {solved[0]} of the held-out boards; with the equations that hold for all training solutions, {solved[1]}; with
-those that gradients found, {solved[2]}. SATNet reports {100 * SATNET:.1f} % from 9000 examples, by gradients, told
-nothing.
+{options["batch"]} puzzles a step.
+
+With the true rules, the QP solves {solved[0]} of the held-out boards; with the equations that hold for all training
+solutions, {solved[1]}; with those that gradients found, {solved[2]}. SATNet reports {100 * SATNET:.1f} % from 9000
+examples, by gradients, told nothing.
 
 {harness.markdown(results)}
 ![Errors, and what the layer learned](img/experiments/sudoku9-learned.png)
