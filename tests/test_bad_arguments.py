@@ -1,4 +1,4 @@
-"""Bad arguments: one clear error at the door, which names the argument and shows every shape beside the expected one."""
+"""Bad arguments: one clear error at the door, which shows every shape beside the expected one."""
 
 from __future__ import annotations
 

@@ -120,10 +120,12 @@ class Solution:
 
     def __repr__(self) -> str:
         statuses = self.status.reshape(-1)
-        counts = ", ".join(f"{status.name}: {int((statuses == status).sum())}" for status in Status if (statuses == status).any())
+        found = {status: int((statuses == status).sum()) for status in Status}
+        counts = ", ".join(f"{status.name}: {count}" for status, count in found.items() if count)
         problem = self.problem
         size = f"n={problem.n}, m={problem.m}, p={problem.p}, batch={problem.batch}"
-        worst = max((float(x.max()) for x in (self.primal_residual, self.dual_residual, self.gap) if x.numel()), default=0.0)
+        residuals = (self.primal_residual, self.dual_residual, self.gap)
+        worst = max((float(x.max()) for x in residuals if x.numel()), default=0.0)
         return f"Solution({size}; {counts}; largest residual {worst:.1e})"
 
 
