@@ -76,7 +76,9 @@ def pieces(
     """Tensors (batch, width), then vectors (batch), in one allocation, with their addresses and strides."""
     flat = torch.empty(batch * (sum(widths) + vectors), dtype=dtype, device=device)
     address, size = flat.data_ptr(), flat.element_size()
-    pieces, places, at = [], [], 0
+    pieces: list[Tensor] = []
+    places: list[int] = []
+    at = 0
     for width in widths:
         pieces.append(flat.as_strided((batch, width), (width, 1), at))
         places += (address + at * size if width else 0, width)

@@ -255,13 +255,20 @@ def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs:
     """The derivative where the core has none: in float64 if it was float32, else (or then) by the reference backend."""
     from optlayer.backends import reference
 
-    part, rows = problem.select(members), Adjoint(*(x[members] for x in rhs))
-    if problem.dtype == torch.float32:
-        doubled = _doubled(problem, members)
-        again, unsolved = _solve(doubled, settings, True, rounded=True)
-        if not unsolved:
-            return kkt_solve(doubled, settings, again, Adjoint(*(x.double() for x in rows)))
-    return reference.kkt_solve(part, settings, Point(*(x[members] for x in point[:-1]), ()), rows)
+    def by_reference(those: Tensor) -> Adjoint:
+        at = Point._make([*(x[those] for x in point[:-1]), ()])
+        return reference.kkt_solve(problem.select(those), settings, at, Adjoint(*(x[those] for x in rhs)))
+
+    if problem.dtype != torch.float32:
+        return by_reference(members)
+    doubled = _doubled(problem, members)
+    again, unsolved = _solve(doubled, settings, True, rounded=True)
+    answer = kkt_solve(doubled, settings, again, Adjoint(*(x[members].double() for x in rhs)))
+    if unsolved:
+        lost = again.status.nonzero().flatten()
+        for mine, theirs in zip(answer, by_reference(members[lost]), strict=True):
+            mine[lost] = theirs.double()
+    return answer
 
 
 _NO_VERDICT = [0] * (2 * 4)  # iterations and residuals
