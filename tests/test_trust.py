@@ -17,7 +17,8 @@ from tests import fuzz
 from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, generate, hopeless
 from torch import Tensor
 
-from optlayer import Diagonal, SolveError, Status, solve
+from optlayer import Diagonal, SolveError, Status, kkt, solve
+from optlayer.problem import check
 
 UNIQUE = [name for name in sorted(FAMILIES) if FAMILIES[name](generate(0), torch.float64).z is not None]
 
@@ -141,6 +142,24 @@ def test_rounding_of_float32_is_not_concave(backend: str, rank: int) -> None:
     mine = z.detach().double()
     value = 0.5 * ((wide["Q"] @ mine.unsqueeze(-1))[..., 0] * mine).sum(-1) + (wide["q"] * mine).sum(-1)
     assert float((value - best.objective).abs().max()) <= 1e-4
+
+
+def test_what_float32_cannot_hold_is_not_called_solved(backend: str) -> None:
+    """The solution of member 0 is found, but its entries of 1e4, rounded, violate the conditions: that is said."""
+    r = generate(12)
+    n, batch = 30, 4
+    U = torch.rand(batch, n // 2, n, generator=r, dtype=torch.float64)
+    Q = U.mT @ U + 1e-4 * torch.eye(n, dtype=torch.float64)
+    G = torch.randn(batch, n, n, generator=r, dtype=torch.float64)
+    h = torch.rand(batch, n, generator=r, dtype=torch.float64)
+    q = torch.randn(batch, n, generator=r, dtype=torch.float64)
+    data = on_device(backend, {"Q": Q.float(), "q": q.float(), "G": G.float(), "h": h.float()})
+    solution = solve(**data, backend=backend, check=False)
+    problem = check(**{name: x.double() for name, x in data.items()})
+    point = (solution.z, solution.lam, solution.nu, solution.lam_lb, solution.lam_ub)
+    found = kkt.residuals(problem, *(x.double() for x in point))
+    assert torch.equal(solution.solved, found.relative <= 1e-5)
+    assert solution.solved.tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

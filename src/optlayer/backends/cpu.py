@@ -119,8 +119,7 @@ class _Call:
             problem.n, problem.m, problem.p, self.batch, 2 if rounded else single, diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
-        # (what is rounded to float32 afterwards needs no more than two digits beyond)
-        self.tolerance = settings.tolerance or (1e-5 if single else 1e-7 if rounded else 1e-9)
+        self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
 
     def pack(self, tensors: list[int]) -> ctypes.Array[ctypes.c_char]:
         return args.pack(self.numbers, self.tolerance, self.data + tensors)
@@ -180,7 +179,12 @@ def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: boo
 def _in_double(problem: Problem, members: Tensor, settings: Settings) -> tuple[Tensor, ...]:
     """Some members of a float32 problem, solved in float64; rounded, and judged after that."""
     doubled = _doubled(problem, members)
-    exact, _ = _solve(doubled, settings, False, rounded=True)
+    exact, unsolved = _solve(doubled, settings, False, rounded=True)
+    if unsolved and settings.tolerance is None:  # two digits beyond float32's tolerance are enough
+        left = exact.status.nonzero().flatten()
+        again, _ = _solve(doubled.select(left), replace(settings, tolerance=1e-7), False, rounded=True)
+        for mine, theirs in zip(exact[:-1], again[:-1], strict=True):
+            mine[left] = theirs
     found = [x.to(problem.dtype) if x.is_floating_point() else x for x in exact[:-1]]
     z, s, lam, nu, lam_lb, lam_ub, status, iterations, *_ = found
     whole = [None if x is None else x.expand(len(members), *x.shape[-doubled.rank(name) :])
