@@ -14,39 +14,31 @@
 namespace optlayer {
 
 // ---- structure and plan ----------------------------------------------------------------------------------------------
+// Structure is looked for in what the batch shares: the data of one member must not decide how others are solved.
 
 template <class T>
-bool diagonal_everywhere(const Args& g) {
+bool is_diagonal(const Args& g) {
     if (g.diagonal) return true;
-    const View<const T> Q(g.Q);
-    const int64_t members = g.Q.stride ? g.batch : 1;
-    for (int64_t k = 0; k < members; ++k)
-        for (int i = 0; i < g.n; ++i)
-            for (int j = 0; j < g.n; ++j)
-                if (i != j && Q.of(k)[size_t(i) * g.n + j] != T(0)) return false;
+    if (g.Q.stride) return false;
+    const T* Q = View<const T>(g.Q).of(0);
+    for (int i = 0; i < g.n; ++i)
+        for (int j = 0; j < g.n; ++j)
+            if (i != j && Q[size_t(i) * g.n + j] != T(0)) return false;
     return true;
 }
 
-// Variable whose bound row i of G is in every member, or -1.
+// Variable whose bound row i of G is, or -1.
 template <class T>
 int bound_variable(const Args& g, int i) {
-    const View<const T> G(g.G);
-    const int64_t members = g.G.stride ? g.batch : 1;
-    int variable = -1;
-    bool positive = false;
-    for (int64_t k = 0; k < members; ++k) {
-        const T* row = G.of(k) + size_t(i) * g.n;
-        int found = -1;
-        for (int j = 0; j < g.n; ++j) {
-            if (row[j] == T(0)) continue;
-            if (found >= 0) return -1;
-            found = j;
-        }
-        if (found < 0 || !(row[found] - row[found] == T(0))) return -1;
-        if (k == 0) variable = found, positive = row[found] > T(0);
-        if (found != variable || (row[found] > T(0)) != positive) return -1;
+    if (g.G.stride) return -1;
+    const T* row = View<const T>(g.G).of(0) + size_t(i) * g.n;
+    int found = -1;
+    for (int j = 0; j < g.n; ++j) {
+        if (row[j] == T(0)) continue;
+        if (found >= 0) return -1;
+        found = j;
     }
-    return variable;
+    return found >= 0 && row[found] - row[found] == T(0) ? found : -1;
 }
 
 // Multiply-adds of an interior-point iteration, and a tenth of what is done once: the cheapest elimination.
@@ -246,7 +238,7 @@ class Call {
         plan.n = g.n, plan.m = g.m;
         const bool batched = g.q.stride || g.h.stride || g.b.stride || g.lb.stride || g.ub.stride;
         plan.shared = batched && !g.Q.stride && !g.G.stride && !g.A.stride;
-        plan.diagonal = diagonal_everywhere<T>(g);
+        plan.diagonal = is_diagonal<T>(g);
         plan.lower = g.lb.data, plan.upper = g.ub.data;
         lists.assign(size_t(g.p) + 2 * size_t(g.n), -1);
         point_to(lists.data());

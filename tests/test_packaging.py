@@ -19,9 +19,9 @@ def run(code: str) -> str:
 def test_import_takes_less_than_50_ms_beyond_torch() -> None:
     code = """if True:
         import time, torch
-        start = time.perf_counter()
+        start = time.process_time()  # of the processor: other processes have no say
         import optlayer
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
     """
     best = min(float(run(code)) for _ in range(5))
     print(f"import optlayer: {1000 * best:.1f} ms beyond torch")
