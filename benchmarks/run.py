@@ -61,26 +61,32 @@ def main(
         "options": {"seconds": seconds, "limit": limit, "rounds": ROUNDS},
         "workloads": {},
     }
+    path = RESULTS / f"{name}.json"
     try:
         for worker in (*workers.values(), helper):
             worker.start()
         for one in workload or list(WORKLOADS):
             result["workloads"][one] = _run(one, workers, helper, seconds, limit)
+            _write(path, result, started)
         ours = result["workloads"].get("fig2_b128", {}).get("peers", {}).get(OURS, {})
         if "residuals" in ours:
             result["floor"] = workers[OURS].ask("floor", ours["residuals"]["iterations"], limit=limit)
     finally:
         for worker in (*workers.values(), helper):
             worker.stop()
-    result["minutes"] = round((time.time() - started) / 60, 1)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    _write(path, result, started)
     console.print(f"{path.relative_to(ROOT)} after {result['minutes']} minutes")
     if report or (report is None and workload is None and peer is None):
         from benchmarks.report import write
 
         write(path)
+
+
+def _write(path: Path, result: dict[str, Any], started: float) -> None:
+    """What is measured so far: a run that is cut off keeps it."""
+    result["minutes"] = round((time.time() - started) / 60, 1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _run(name: str, workers: dict[str, Worker], helper: Worker, seconds: float, limit: float) -> dict[str, Any]:
