@@ -204,7 +204,7 @@ struct Group {
         });
     }
 
-    void store_sides(const V* src, const Tensor& rows, const Tensor& lb, const Tensor& ub, bool divide, T absent) const {
+    void store_sides(const V* src, const Tensor& rows, const Tensor& lb, const Tensor& ub, bool divide) const {
         const View<T> r(rows), l(lb), u(ub);
         const T* raw = reinterpret_cast<const T*>(src);
         for (int ln = 0; ln < count; ++ln) {
@@ -227,7 +227,6 @@ struct Group {
                 });
             }
         }
-        (void)absent;
     }
 
     void load_vectors() {
@@ -263,8 +262,8 @@ struct Group {
         t.each(x.total(), [&](int k) {
             s[k] = select(x.on[k] > V(0), s[k], V(huge<T>() * T(2)));  // the slack of no constraint is infinite
         });
-        store_sides(s, g.s, Tensor{nullptr, 0}, Tensor{nullptr, 0}, false, T(0));
-        store_sides(out.lam, g.lam, g.lam_lb, g.lam_ub, true, T(0));
+        store_sides(s, g.s, Tensor{nullptr, 0}, Tensor{nullptr, 0}, false);
+        store_sides(out.lam, g.lam, g.lam_lb, g.lam_ub, true);
         t.one([&] {
             for (int l = 0; l < count; ++l) {
                 const int64_t mem = member[l];
@@ -314,7 +313,6 @@ struct Group {
         const bool sides = g.r_lam.data || g.r_lb.data || g.r_ub.data;
         if (sides) {
             load_side_rhs(rk);
-            t.each(R, [&](int i) { goal[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
                 for (int l = 0; l < W; ++l)
                     if (system.side_of(i, l) * lane(sg, l) > T(0)) set_lane(goal[i], l, lane(sg * rk[k], l));
@@ -329,7 +327,7 @@ struct Group {
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);
-        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true, T(0));
+        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true);
     }
 #endif
     template <class System>
@@ -407,7 +405,7 @@ struct Group {
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);
-        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true, T(0));
+        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true);
     }
 };
 
