@@ -39,4 +39,12 @@ OPTLAYER_API int optlayer_solve(optlayer::Args* g) {
 OPTLAYER_API int optlayer_kkt_solve(optlayer::Args* g) {
     return guarded([&] { return g->single == 1 ? optlayer::kkt_solve_float(*g) : optlayer::kkt_solve_double(*g); });
 }
+// The products of eq. 8 from v, and the same after optlayer_kkt_solve if that leaves no member.
+OPTLAYER_API int optlayer_products(const optlayer::Args* g, const optlayer::Gradients* to) {
+    return guarded([&] { return g->single == 1 ? optlayer::products_float(*g, *to) : optlayer::products_double(*g, *to); });
+}
+OPTLAYER_API int optlayer_pullback(optlayer::Args* g, const optlayer::Gradients* to) {
+    const int left = optlayer_kkt_solve(g);
+    return left ? left : optlayer_products(g, to);
+}
 OPTLAYER_API void optlayer_release(void* factor) { optlayer::Blocks::give(factor); }

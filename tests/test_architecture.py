@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "optlayer"
 # From the bottom up; a module imports from its own level or below. Imports inside of functions are exempt from the
 # order only where LAZY names them: they break a circle on purpose.
 LEVELS = (
-    ("problem", "settings"),
+    ("problem", "point", "settings"),
     ("kkt",),
     ("solution", "explain"),
     ("backends",),

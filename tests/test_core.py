@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from optlayer import solve
 from optlayer.backends import args, cpu, reference
-from optlayer.backends.base import Adjoint, Point
+from optlayer.backends.base import Adjoint
 from optlayer.kkt import mul, residuals
+from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem, check
 from optlayer.settings import Settings
 
@@ -70,7 +72,7 @@ def forced(method: str = "auto", lanes: int = 0, threads: int = 1) -> Iterator[N
 def both(problem: Problem) -> tuple[Tensor, ...]:
     """Point, verdict and derivative."""
     point = cpu.solve(problem, SETTINGS, True)
-    return (*point[:-1], *cpu.kkt_solve(problem, SETTINGS, point, upstream(point)))
+    return (*point.fields(), *cpu.kkt_solve(problem, SETTINGS, point, upstream(point)))
 
 
 def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
@@ -134,7 +136,7 @@ def test_a_member_does_not_see_the_others(kind: str) -> None:
         point = cpu.solve(part, SETTINGS, True)
         rhs = Adjoint(*(x[members] for x in upstream(cpu.solve(problem, SETTINGS, False))))
         v = cpu.kkt_solve(part, SETTINGS, point, rhs)
-        assert same((*point[:-1], *v), tuple(x[members] for x in whole)), members
+        assert same((*point.fields(), *v), tuple(x[members] for x in whole)), members
 
 
 @every_kind
@@ -309,3 +311,59 @@ def test_blocks_are_used_again_and_stay_apart() -> None:
     assert third.factor[0].data_ptr() == address
     rhs = upstream(second)
     assert same(cpu.kkt_solve(problem, SETTINGS, second, rhs), cpu.kkt_solve(problem, SETTINGS, third, rhs))
+
+
+# ---- gradients of the data in one call, against torch's operations ---------------------------------------------------
+
+
+def gradients(problem: Problem, fused: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    tensors = [x if x is None else x.clone().requires_grad_() for x in problem.tensors()]
+    Q, *others = tensors
+    form = Diagonal(Q) if isinstance(problem.Q, Diagonal) else Q
+    with monkeypatch.context() as patch:
+        if not fused:
+            patch.delattr(cpu, "pullback")
+        z = solve(form, *others, backend="cpu", check=False).z
+        g = torch.randn(z.shape, generator=torch.Generator().manual_seed(3), dtype=F64).to(z.dtype)
+        return list(torch.autograd.grad(z, [x for x in tensors if x is not None], g))
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["f64", "f32"])
+def test_products_are_those_of_torch(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw(11, **KINDS[kind], dtype=dtype)
+    tolerance = 1e-10 if dtype == F64 else 1e-4
+    for mine, theirs in zip(*(gradients(problem, fused, monkeypatch) for fused in (True, False)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["everything", "shared rows", "shared, diagonal"])
+def test_products_leave_out_what_is_not_solved(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw(12, **KINDS[kind])
+    problem.q[4] = torch.nan
+    found, wanted = (gradients(problem, fused, monkeypatch) for fused in (True, False))
+    for mine, theirs, x in zip(found, wanted, [x for x in problem.tensors() if x is not None], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+        assert mine.isfinite().all()
+        if x.dim() == theirs.dim() and x is problem.q:
+            assert not mine[4].any()
+
+
+def test_products_where_the_reference_differentiates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vertices of linear programs: the core leaves their derivative to the reference."""
+    problem = draw(13, n=4, bounds=True, diagonal=True)
+    assert isinstance(problem.Q, Diagonal)
+    problem.Q.d[:5] = 0.0
+    found, wanted = (gradients(problem, fused, monkeypatch) for fused in (True, False))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["everything", "shared rows"])
+def test_products_do_not_depend_on_threads(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw(14, **KINDS[kind])
+    found = []
+    for threads in (1, 3):
+        with forced(threads=threads):
+            found.append(tuple(gradients(problem, True, monkeypatch)))
+    assert same(*found)

@@ -285,7 +285,7 @@ def test_opcheck(gradient: str) -> None:
     torch.library.opcheck(torch.ops.optlayer.solve.default, (*differentiable, *options))
     outputs = torch.ops.optlayer.solve(*data, *options)
     point = outputs[: VALUES + VERDICT + 1]
-    rhs = [torch.randn_like(x) for x in (point[0], point[2], point[3], point[4], point[5])]
+    rhs = [torch.randn(len(MANY), width, dtype=F64) for width in (N, len(H), len(B), 0, N)]
     torch.library.opcheck(torch.ops.optlayer.kkt_solve.default, (*data, *point, *rhs, *options))
 
 

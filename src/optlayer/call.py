@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer import backends
-from optlayer.backends.base import Adjoint, Backend, Point
+from optlayer.backends.base import Adjoint, Backend
+from optlayer.point import Point
 from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Solution, SolveError, Status
 
-VALUES, VERDICT = 6, 5  # fields of a Point before its factor: the point, and the verdict
+VALUES, VERDICT = 2, 2  # tensors of a Point before its factor: the point, and the verdict
 
 
 def transformed() -> bool:
@@ -32,15 +33,21 @@ def transformed() -> bool:
 class Call:
     """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
 
-    __slots__ = ("batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed")
+    __slots__ = (
+        "batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed", "unsolved",
+        "widths",
+    )  # fmt: skip
 
-    def __init__(self, problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> None:
+    def __init__(
+        self, problem: Problem, settings: Settings, engine: Backend | str, check: bool, transformed: bool
+    ) -> None:
         self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
         self.diagonal = isinstance(problem.Q, Diagonal)
         self.device = problem.device.type
-        self.sizes = (problem.n, problem.m, problem.p)
+        self.sizes, self.widths = (problem.n, problem.m, problem.p), problem.widths
+        self.unsolved: int | None = None  # members, where known without a look at the status
         self.smoothed = settings.gradient == "smoothed"
-        self.transformed = transformed()
+        self.transformed = transformed
 
     def problem(self, tensors: Sequence[Any]) -> Problem:
         Q, q, G, h, A, b, lb, ub = tensors
@@ -60,17 +67,33 @@ class Call:
         """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
         problem = self.problem(tensors)
         point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
-        if self.check and bool((point.status != int(Status.SOLVED)).any()):
-            raise SolveError(Solution(problem, *point[:-1]))
-        relaxed = _reference().relax(problem, self.settings, point)[:VALUES] if self.smoothed else ()
-        outputs: tuple[Any, ...] = (*point[:-1], *relaxed, *point.factor)
-        return tuple(x.data if x._is_view() else x for x in outputs)  # a view's base would tie them together
+        self.unsolved = point.unsolved
+        if self.check and failed(point):
+            raise SolveError(Solution(problem, point))
+        if not self.smoothed:
+            return point.tensors()
+        relaxed = _reference().relax(problem, self.settings, point)
+        return (*point.tensors()[: VALUES + VERDICT], *relaxed.tensors()[:VALUES])
 
     def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
         """v = M r at the point."""
         problem = self.problem(tensors)
         engine = _reference() if self.smoothed else self.backend(problem)
         return engine.kkt_solve(problem, self.settings, point, rhs)
+
+    def pullback(
+        self, tensors: Sequence[Tensor | None], point: Point, grad_z: Tensor, need: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """Gradients of the tensors by the backend's own function, if it has one."""
+        engine: Any = None if self.smoothed else self.engine
+        if not hasattr(engine, "pullback"):
+            return None
+        found: list[Tensor | None] = engine.pullback(self.problem(tensors), self.settings, point, grad_z, need)
+        return found
+
+    def eager(self) -> bool:
+        """Whether nobody differentiates, transforms or traces what is done now."""
+        return not (self.transformed or torch.is_grad_enabled() or transformed())
 
     def backend(self, problem: Problem) -> Backend:
         return backends.choose(problem, self.engine) if isinstance(self.engine, str) else self.engine
@@ -80,10 +103,22 @@ class Call:
         """Outputs of `solve` before the factor."""
         return 2 * VALUES + VERDICT if self.smoothed else VALUES + VERDICT
 
+    def solution(self, outputs: Sequence[Any]) -> Point:
+        """What the user gets of the outputs of `solve`."""
+        return _point(outputs[: VALUES + VERDICT], self.widths, (), self.unsolved)
+
     def point(self, outputs: Sequence[Any]) -> Point:
         """The point at which the derivative is taken, of the outputs of `solve`."""
         at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
-        return as_point(*at, *outputs[VALUES : VALUES + VERDICT], *outputs[self.fields :])
+        factor = tuple(outputs[self.fields :])
+        return _point((*at, *outputs[VALUES : VALUES + VERDICT]), self.widths, factor, self.unsolved)
+
+    def split(self, args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
+        """Tensors, point and right-hand side of the flat arguments of _KKT."""
+        end = len(args) - 5
+        at = 8 + VALUES + VERDICT
+        point = _point(args[8:at], self.widths, tuple(args[at:end]), self.unsolved)
+        return args[:8], point, Adjoint(*args[end:])
 
 
 def _reference() -> Any:
@@ -93,16 +128,16 @@ def _reference() -> Any:
     return reference
 
 
-def as_point(*flat: Any) -> Point:
-    """The point of its fields, the factor's tensors one by one."""
-    fields: tuple[Any, ...] = (*flat[: VALUES + VERDICT], flat[VALUES + VERDICT :])
-    return Point._make(fields)
+def _point(values: Sequence[Any], widths: tuple[int, ...], factor: tuple[Any, ...], unsolved: int | None) -> Point:
+    z, rest, counts, residuals = values
+    return Point(z, rest, counts, residuals, widths, factor, unsolved)
 
 
-def split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
-    """Tensors, point and right-hand side of the flat arguments of _KKT."""
-    end = len(args) - 5
-    return args[:8], as_point(*args[8:end]), Adjoint(*args[end:])
+def failed(point: Point) -> bool:
+    """Whether some member is not solved."""
+    if point.unsolved is not None:
+        return point.unsolved > 0
+    return bool((point.status != int(Status.SOLVED)).any())
 
 
 class Fold:
@@ -135,11 +170,11 @@ class Fold:
 
 def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any], solve: Any) -> tuple[Any, Any]:
     """One batched solve where the point is vmapped; else one factor for many right-hand sides."""
-    tensors, point, rhs = split(args)
+    tensors, point, rhs = call.split(args)
     dims: Any
     dims_point: Any
     dims_rhs: Any
-    dims, dims_point, dims_rhs = split(in_dims)
+    dims, dims_point, dims_rhs = call.split(in_dims)
     if dims_point.z is None and all(d is None for d in dims):
         answers = []
         for i in range(size):
@@ -147,8 +182,8 @@ def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any],
             answers.append(solve(call, tensors, point, row))
         return tuple(map(torch.stack, zip(*answers, strict=True))), (0,) * 5
     folded = Fold(size, call)
-    ranks = (1,) * VALUES + (0,) * VERDICT
-    values = [folded.tensor(x, d, rank) for x, d, rank in zip(point[:-1], dims_point[:-1], ranks, strict=True)]
+    of_point = zip(point.tensors()[: VALUES + VERDICT], dims_point.tensors()[: VALUES + VERDICT], strict=True)
+    values = [folded.tensor(x, d, 1) for x, d in of_point]
     rhs = Adjoint(*(folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)))
-    v = solve(folded.call, folded.tensors(tensors, dims), as_point(*values, *point.factor), rhs)
+    v = solve(folded.call, folded.tensors(tensors, dims), _point(values, call.widths, point.factor, None), rhs)
     return folded.unfold(v, 5)

@@ -51,17 +51,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer import kkt, ops
-from optlayer.backends.base import Adjoint, Backend, Point
-from optlayer.call import VALUES, VERDICT, Call, Fold, kkt_vmap, split, transformed
+from optlayer.backends.base import Adjoint, Backend
+from optlayer.call import VALUES, VERDICT, Call, Fold, kkt_vmap, transformed
+from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
 
-SIDES = ((2, 1), (4, 3), (5, 4))  # lam, lam_lb, lam_ub: their places in a Point and in an Adjoint
 
-
-def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> tuple[Tensor, ...]:
-    """The fields of Point but the factor, differentiable where the problem's tensors require it.
+def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bool) -> Point:
+    """The point, differentiable where the problem's tensors require it.
 
     Args:
         problem, settings: what, how exactly.
@@ -70,17 +69,16 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
     """
     tensors = problem.tensors()
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    if not transformed():
-        if not keep:
-            assert not isinstance(engine, str)
-            return tuple(engine.solve(problem, settings, False)[:-1])
-        check = False
-    call = Call(problem, settings, engine, check)
+    watched = transformed()
+    if not watched and not keep:
+        assert not isinstance(engine, str)
+        return engine.solve(problem, settings, False)
+    call = Call(problem, settings, engine, check and watched, watched)
     if torch.compiler.is_compiling():
         if forward_ad._current_level >= 0:
             raise NotImplementedError("torch.compile around forward mode: take jvp of the uncompiled function")
-        return ops.solve(call, tensors, keep)[: VALUES + VERDICT]
-    return tuple(_apply(_Solve, call, *tensors)[: VALUES + VERDICT])
+        return call.solution(ops.solve(call, tensors, keep))
+    return call.solution(_apply(_Solve, call, *tensors))
 
 
 # --- the two directions ----------------------------------------------------------------------------------------------
@@ -91,21 +89,24 @@ def pullback(
 ) -> list[Tensor | None]:
     """Gradients of the tensors (where `need`) from those of the outputs: eq. 8."""
     point = call.point(outputs)
-    grads = list(upstream[:VALUES])
+    g_z, g_rest = upstream[:VALUES]
+    if g_rest is None and g_z is not None and len(point.z) and call.eager():
+        fused = call.pullback(tensors, point, g_z, need)
+        if fused is not None:
+            return fused
     if call.smoothed:  # the relaxed point is an output as well, used by second derivatives
-        grads = [_sum(a, b) for a, b in zip(grads, upstream[VALUES + VERDICT : call.fields], strict=True)]
-    solved = _solved(point.status)
+        relaxed_z, relaxed_rest = upstream[VALUES + VERDICT : call.fields]
+        g_z, g_rest = _sum(g_z, relaxed_z), _sum(g_rest, relaxed_rest)
+    solved = _solved(point)
     if solved is not None:
-        grads = [None if g is None else torch.where(solved, g, 0.0) for g in grads]
-    rest: list[Tensor | None]
-    g_z, g_s, *rest = grads
+        g_z, g_rest = (None if g is None else torch.where(solved, g, 0.0) for g in (g_z, g_rest))
+    parts = (point.lam, point.nu, point.lam_lb, point.lam_ub)
+    g_s, *g_parts = [None, *map(torch.zeros_like, parts)] if g_rest is None else g_rest.split(call.widths, -1)
     G = tensors[2]
     if g_s is not None and G is not None:
         g_s = torch.where(point.s.isinf(), 0.0, g_s)
         g_z = _sum(g_z, -kkt.mul_t(G, g_s))
-    parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
-    g = Adjoint(*(torch.zeros_like(x) if y is None else y for x, y in zip(parts, (g_z, *rest), strict=True)))
-    v = _kkt(call, tensors, point, g)
+    v = _kkt(call, tensors, point, Adjoint(torch.zeros_like(point.z) if g_z is None else g_z, *g_parts))
     z, lam, nu = point.z, point.lam, point.nu
     if solved is not None:
         v = Adjoint(*(torch.where(solved, x, 0.0) for x in v))
@@ -145,7 +146,7 @@ def pushforward(
     ds = torch.zeros_like(point.s)
     if tensors[2] is not None:
         ds = torch.where(solved & ~point.s.isinf(), r.lam - kkt.mul(tensors[2], v.z), 0.0)
-    values = (v.z, ds, v.lam, v.nu, v.lam_lb, v.lam_ub)
+    values = (v.z, torch.cat([ds, *v[1:]], -1))
     nothing = (None,) * (len(outputs) - call.fields)
     return (*values, *(None,) * VERDICT, *(values if call.smoothed else ()), *nothing)
 
@@ -221,11 +222,11 @@ def _shared(x: Tensor, grad: Tensor) -> Tensor:
     return grad.sum(0) if grad.dim() > x.dim() else grad
 
 
-def _solved(status: Tensor) -> Tensor | None:
+def _solved(point: Point) -> Tensor | None:
     """Which members are solved, (B, 1); None: all, known without waiting for a device."""
-    if status.is_cpu and not transformed() and not status.any():
+    if point.unsolved == 0 and not transformed():
         return None
-    return (status == int(Status.SOLVED)).unsqueeze(-1)
+    return (point.status == int(Status.SOLVED)).unsqueeze(-1)
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------
@@ -233,14 +234,14 @@ def _solved(status: Tensor) -> Tensor | None:
 
 def _kkt(call: Call, tensors: Sequence[Any], point: Point, rhs: Adjoint) -> Adjoint:
     """v = M r, differentiable."""
-    if not torch.is_grad_enabled() and not call.transformed and not transformed():
+    if call.eager():
         return call.kkt_solve(tensors, point, rhs)
-    return Adjoint(*_apply(_KKT, call, *tensors, *point[:-1], *point.factor, *rhs))
+    return Adjoint(*_apply(_KKT, call, *tensors, *point.tensors(), *rhs))
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """function.apply, past its Python wrapper where that has nothing to do: it takes longer than a small solve."""
-    if args[0].transformed or transformed():
+    if args[0].transformed:
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
@@ -255,7 +256,7 @@ def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def inner(ctx: Any, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(ctx.call.device):
+        if not torch._C._is_any_autocast_enabled():
             return method(ctx, *args)
         with torch.autocast(ctx.call.device, enabled=False):
             return method(ctx, *args)
@@ -318,7 +319,7 @@ class _KKT(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, *args: Any) -> tuple[Tensor, ...]:
-        tensors, point, rhs = split(args)
+        tensors, point, rhs = call.split(args)
         solved = (point.status == int(Status.SOLVED)).unsqueeze(-1)
         v = ops.kkt_solve(call, tensors, point, rhs) if _traced() else call.kkt_solve(tensors, point, rhs)
         return tuple(torch.where(solved, x, 0.0) for x in v)
@@ -333,15 +334,14 @@ class _KKT(torch.autograd.Function):
     @_full_precision
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
-        tensors, point, _ = split(ctx.saved_tensors[:-5])
+        tensors, point, _ = call.split(ctx.saved_tensors[:-5])
         v = Adjoint(*ctx.saved_tensors[-5:])
         w = _kkt(call, tensors, point, Adjoint(*upstream))
         need = ctx.needs_input_grad[1:]
         grads: list[Tensor | None] = [None] * len(need)
         grads[0], grads[2], grads[4] = matrix_gradients(call, tensors, need[0:5:2], v.z, v.lam, v.nu, w)
-        if call.smoothed:
-            for (at, side), slope in zip(SIDES, _slopes(call, tensors, point, v), strict=True):
-                grads[8 + at] = w[side] * slope if need[8 + at] else None
+        if call.smoothed and need[9]:
+            grads[9] = torch.cat([torch.zeros_like(point.s), *_along(_slopes(call, tensors, point, v), w)], -1)
         grads[-5:] = w
         return (None, *grads)
 
@@ -350,15 +350,15 @@ class _KKT(torch.autograd.Function):
     @_nested
     def jvp(ctx: Any, saved: Sequence[Tensor], *tangents: Any) -> tuple[Tensor, ...]:
         call: Call = ctx.call
-        (tensors, point, _), v = split(saved[:-5]), Adjoint(*saved[-5:])
-        dt, dpoint, dr = split(tangents)
-        changes: tuple[Any, ...] = dpoint
+        (tensors, point, _), v = call.split(saved[:-5]), Adjoint(*saved[-5:])
+        dt, dpoint, dr = call.split(tangents)
         d_z, d_lam, d_nu = matrix_tangents(call, dt[0], dt[2], dt[4], v.z, v.lam, v.nu)
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
         r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
-        if call.smoothed:
-            for (at, side), slope in zip(SIDES, _slopes(call, tensors, point, v), strict=True):
-                r[side] = r[side] if changes[at] is None else r[side] + changes[at] * slope
+        if call.smoothed and dpoint.rest is not None:
+            _, *changes = dpoint.rest.split(call.widths, -1)
+            terms = _along(_slopes(call, tensors, point, v), Adjoint(r[0], *changes))
+            r[1:] = [x + y for x, y in zip(r[1:], terms, strict=True)]
         return tuple(_kkt(call, tensors, point, Adjoint(*r)))
 
     @staticmethod
@@ -366,13 +366,21 @@ class _KKT(torch.autograd.Function):
         return kkt_vmap(info.batch_size, in_dims[1:], call, args, _kkt)
 
 
-def _slopes(call: Call, tensors: Sequence[Any], point: Point, v: Adjoint) -> list[Tensor]:
-    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point, for rows and bounds; 0 where off, or lb = ub."""
+def _slopes(call: Call, tensors: Sequence[Any], point: Point, v: Adjoint) -> tuple[Tensor, Tensor, Tensor]:
+    """v_y ∂(s/y)/∂y = −2κ v_y / y³ at the relaxed point, for lam, lam_lb, lam_ub; 0 where off, or lb = ub."""
     lb, ub = tensors[6], tensors[7]
-    free = None if lb is None or ub is None else lb != ub
-    slopes = []
-    for at, side in SIDES:
-        y: Any = point[at]
-        moves = y > 0 if free is None or at == 2 else (y > 0) & free
-        slopes.append(torch.where(moves, -2 * call.settings.smoothing / y * (v[side] / y) / y, 0.0))
-    return slopes
+
+    def slope(y: Tensor, v_y: Tensor, moves: Tensor) -> Tensor:
+        return torch.where(moves, -2 * call.settings.smoothing / y * (v_y / y) / y, 0.0)
+
+    lower, upper = point.lam_lb > 0, point.lam_ub > 0
+    if lb is not None and ub is not None:
+        lower, upper = lower & (lb != ub), upper & (lb != ub)
+    rows = slope(point.lam, v.lam, point.lam > 0)
+    return rows, slope(point.lam_lb, v.lam_lb, lower), slope(point.lam_ub, v.lam_ub, upper)
+
+
+def _along(slopes: tuple[Tensor, Tensor, Tensor], w: Adjoint) -> tuple[Tensor, ...]:
+    """Slopes times w, for lam, nu, lam_lb, lam_ub."""
+    rows, lower, upper = slopes
+    return w.lam * rows, torch.zeros_like(w.nu), w.lam_lb * lower, w.lam_ub * upper

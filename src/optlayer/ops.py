@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from optlayer import implicit
-from optlayer.backends.base import Adjoint, Point
-from optlayer.call import VALUES, VERDICT, Call, Fold, as_point, kkt_vmap
+from optlayer.backends.base import Adjoint
+from optlayer.call import VALUES, VERDICT, Call, Fold, kkt_vmap, transformed
+from optlayer.point import Point
 from optlayer.problem import Diagonal
 from optlayer.problem import check as check_problem
 from optlayer.settings import Settings
 
 _DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub"
-_POINT = (
-    "Tensor z, Tensor s, Tensor lam, Tensor nu, Tensor lam_lb, Tensor lam_ub, "
-    "Tensor status, Tensor iterations, Tensor primal_residual, Tensor dual_residual, Tensor gap, Tensor factor"
-)
+_POINT = "Tensor z, Tensor rest, Tensor counts, Tensor residuals, Tensor factor"
 _RHS = "Tensor r_z, Tensor r_lam, Tensor r_nu, Tensor r_lb, Tensor r_ub"
 _OPTIONS = (
     "bool diagonal, float? tolerance, int max_iterations, bool polish, str gradient, float smoothing, str backend, "
@@ -51,13 +49,19 @@ def _call(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
     diagonal, tolerance, max_iterations, polish, gradient, smoothing, backend, check, _ = chosen
     settings = Settings(tolerance, max_iterations, polish, gradient, smoothing)
     Q, *rest = tensors
-    return Call(check_problem(Diagonal(Q) if diagonal else Q, *rest), settings, backend, check)
+    return Call(check_problem(Diagonal(Q) if diagonal else Q, *rest), settings, backend, check, transformed())
 
 
-def _split(args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint, Sequence[Any]]:
+def _split(args: Sequence[Any]) -> tuple[Call, Sequence[Any], Point, Adjoint]:
+    """The flat arguments of kkt_solve."""
     at = 8 + VALUES + VERDICT
-    factor = (args[at],) if args[at].numel() else ()
-    return args[:8], as_point(*args[8:at], *factor), Adjoint(*args[at + 1 : at + 6]), args[at + 6 :]
+    call = _call(args[:8], args[at + 6 :])
+    return call, *call.split((*args[:at], *_factor(args[at]), *args[at + 1 : at + 6]))
+
+
+def _factor(factor: Tensor) -> tuple[Tensor, ...]:
+    """An operator returns one tensor, empty where there is none."""
+    return (factor,) if factor.numel() else ()
 
 
 def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor, ...]:
@@ -68,7 +72,8 @@ def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor
 def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Tensor]) -> Adjoint:
     """call.kkt_solve by the operator."""
     factor = point.factor[0] if point.factor else point.z.new_empty(0, dtype=torch.uint8)
-    return Adjoint(*torch.ops.optlayer.kkt_solve(*tensors, *point[:-1], factor, *rhs, *_options(call, False)))
+    values = point.tensors()[: VALUES + VERDICT]
+    return Adjoint(*torch.ops.optlayer.kkt_solve(*tensors, *values, factor, *rhs, *_options(call, False)))
 
 
 # --- what they compute -----------------------------------------------------------------------------------------------
@@ -89,8 +94,8 @@ def _solve(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.impl("optlayer::kkt_solve", ("CPU", "CUDA"))
 def _kkt_solve(*args: Any) -> tuple[Tensor, ...]:
-    tensors, point, rhs, chosen = _split(args)
-    return tuple(x.clone() for x in _call(tensors, chosen).kkt_solve(tensors, point, rhs))
+    call, tensors, point, rhs = _split(args)
+    return tuple(x.clone() for x in call.kkt_solve(tensors, point, rhs))
 
 
 # --- what a tracer must know: shapes, derivatives, vmap --------------------------------------------------------------
@@ -101,10 +106,9 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     tensors, chosen = args[:8], args[8:]
     call, q = _call(tensors, chosen), tensors[1]
     batch = 1 if call.batch is None else call.batch
-    n, m, p = call.sizes
-    columns = (n, p, p, m, n if tensors[6] is not None else 0, n if tensors[7] is not None else 0)
+    columns = (call.sizes[0], sum(call.widths))
     values = [q.new_empty(batch, width) for width in columns]
-    verdict = [q.new_empty(batch, dtype=torch.int32) for _ in range(2)] + [q.new_empty(batch) for _ in range(3)]
+    verdict = (q.new_empty(batch, 2, dtype=torch.int32), q.new_empty(batch, 3))
     size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] and not call.smoothed else 0
     relaxed = [q.new_empty(batch, width) if call.smoothed else q.new_empty(0) for width in columns]
     return (*values, *verdict, q.new_empty(size, dtype=torch.uint8), *relaxed)
@@ -155,11 +159,11 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
 
 @torch.library.register_vmap("optlayer::kkt_solve")
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    tensors, point, rhs, chosen = _split(args)
-    dims = in_dims[: len(args) - len(chosen)]
-    dims = (*dims[: 8 + VALUES + VERDICT], *([None] * len(point.factor)), *dims[-5:])
-    call = _logical(tensors, dims, chosen)
-    return kkt_vmap(info.batch_size, dims, call, (*tensors, *point[:-1], *point.factor, *rhs), kkt_solve)
+    at = 8 + VALUES + VERDICT
+    tensors, factor = args[:8], _factor(args[at])
+    dims = (*in_dims[:at], *([None] * len(factor)), *in_dims[at + 1 : at + 6])
+    call = _logical(tensors, dims, args[at + 6 :])
+    return kkt_vmap(info.batch_size, dims, call, (*args[:at], *factor, *args[at + 1 : at + 6]), kkt_solve)
 
 
 def _logical(tensors: Sequence[Any], dims: Sequence[Any], chosen: Sequence[Any]) -> Call:

@@ -39,9 +39,12 @@ _SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": 
 _DTYPES = (torch.float32, torch.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Problem:
-    """A checked batch of quadratic programs; absent parts are None, shared tensors have no batch dimension."""
+    """A checked batch of quadratic programs; absent parts are None, shared tensors have no batch dimension.
+
+    Not to be changed. (A frozen dataclass would say so, but takes as long to make as a small problem to solve.)
+    """
 
     Q: Tensor | Diagonal
     q: Tensor
@@ -62,6 +65,11 @@ class Problem:
         """The eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
         Q = self.Q.d if isinstance(self.Q, Diagonal) else self.Q
         return (Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub)
+
+    @property
+    def widths(self) -> tuple[int, int, int, int, int]:
+        """Columns of s, lam, nu, lam_lb and lam_ub."""
+        return (self.p, self.p, self.m, 0 if self.lb is None else self.n, 0 if self.ub is None else self.n)
 
     @property
     def sparse(self) -> bool:
@@ -109,6 +117,43 @@ def check(
         TypeError: for what is not a floating-point tensor, or mixed dtypes.
         ValueError: for shapes or devices that do not fit; the message shows every argument.
     """
+    key = _key(Q, q, G, h, A, b, lb, ub)
+    known = _known.get(key) if key else None
+    if known:
+        return Problem(Q, q, G, h, A, b, lb, ub, *known, q.dtype, q.device)
+    problem = _checked(Q, q, G, h, A, b, lb, ub)
+    if key:
+        if len(_known) >= 1000:
+            _known.clear()
+        _known[key] = (problem.n, problem.m, problem.p, problem.batch)
+    return problem
+
+
+_known: dict[Any, tuple[int, int, int, int | None]] = {}
+"""Sizes n, m, p and batch of what has passed the check: training asks the same question again and again."""
+
+
+def _key(Q: Any, *others: Any) -> Any:
+    """All that the check looks at; None where it cannot be a key: sparse, symbolic sizes, wrong types, tracing."""
+    if torch.compiler.is_compiling():
+        return None
+    diagonal = type(Q) is Diagonal
+    key: list[Any] = [diagonal]
+    for x in (Q.d if diagonal else Q, *others):
+        if x is None:
+            key.append(None)
+        elif isinstance(x, Tensor) and x.layout is torch.strided:
+            key += (x.shape, x.dtype, x.device)
+        else:
+            return None
+    try:
+        hash(found := tuple(key))
+    except TypeError:  # sizes are symbols
+        return None
+    return found
+
+
+def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any) -> Problem:
     diagonal = isinstance(Q, Diagonal)
     if not diagonal:
         Q = _dense_or_csr("Q", Q)

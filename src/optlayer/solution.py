@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from optlayer import kkt
+from optlayer.point import Point
 from optlayer.problem import Problem
 
 
@@ -69,14 +70,29 @@ class Solution:
         primal_residual, dual_residual, gap: max-norm residuals of each member, in the problem's units.
     """
 
-    def __init__(
-        self, problem: Problem, z: Tensor, s: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor,
-        status: Tensor, iterations: Tensor, primal_residual: Tensor, dual_residual: Tensor, gap: Tensor,
-    ) -> None:
-        self.problem = problem
-        self.z, self.s, self.lam, self.nu, self.lam_lb, self.lam_ub = z, s, lam, nu, lam_lb, lam_ub
-        self.status, self.iterations = status, iterations
-        self.primal_residual, self.dual_residual, self.gap = primal_residual, dual_residual, gap
+    def __init__(self, problem: Problem, point: Point) -> None:
+        self.problem, self.point = problem, point
+        self._made: dict[str, Tensor] = {}
+
+    def _field(self, name: str) -> Tensor:
+        """A part of the point, made once, without the batch dimension if the problem has none."""
+        found = self._made.get(name)
+        if found is None:
+            found = getattr(self.point, name)
+            found = self._made[name] = found[0] if self.problem.batch is None else found
+        return found
+
+    z = property(lambda self: self._field("z"))
+    s = property(lambda self: self._field("s"))
+    lam = property(lambda self: self._field("lam"))
+    nu = property(lambda self: self._field("nu"))
+    lam_lb = property(lambda self: self._field("lam_lb"))
+    lam_ub = property(lambda self: self._field("lam_ub"))
+    status = property(lambda self: self._field("status"))
+    iterations = property(lambda self: self._field("iterations"))
+    primal_residual = property(lambda self: self._field("primal_residual"))
+    dual_residual = property(lambda self: self._field("dual_residual"))
+    gap = property(lambda self: self._field("gap"))
 
     @property
     def solved(self) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from optlayer import backends, implicit
-from optlayer.call import transformed
+from optlayer.call import failed, transformed
+from optlayer.point import Point
 from optlayer.problem import Diagonal
 from optlayer.problem import check as check_problem
 from optlayer.settings import Settings
-from optlayer.solution import Solution, SolveError, Status
+from optlayer.solution import Solution, SolveError
 
 _DEFAULT = Settings()
 _HALF = (torch.float16, torch.bfloat16)
@@ -61,18 +62,18 @@ def solve(
 
     Source: Amos & Kolter, OptNet (ICML 2017), eq. 2 and §3.
     """
-    if isinstance(q, Tensor) and (q.dtype in _HALF or torch.is_autocast_enabled(q.device.type)):
+    if isinstance(q, Tensor) and (
+        q.dtype in _HALF or (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(q.device.type))
+    ):
         wide = _widened(Q, q, G, h, A, b, lb, ub)
         if wide is not None:
             with torch.autocast(q.device.type, enabled=False):
                 return _rounded(solve(*wide, settings=settings, backend=backend, check=check), q.dtype)
     problem = check_problem(Q, q, G, h, A, b, lb, ub)
     engine = backend if torch.compiler.is_compiling() else backends.choose(problem, backend)
-    values = implicit.solve(problem, settings, engine, check)
-    if problem.batch is None:
-        values = tuple(value[0] for value in values)
-    solution = Solution(problem, *values)
-    if check and not transformed() and bool((solution.status != int(Status.SOLVED)).any()):
+    point = implicit.solve(problem, settings, engine, check)
+    solution = Solution(problem, point)
+    if check and point.unsolved != 0 and not transformed() and failed(point):
         raise SolveError(solution)
     return solution
 
@@ -91,6 +92,6 @@ def _widened(Q: Tensor | Diagonal, *others: Tensor | None) -> list[Any] | None:
 
 def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:
     """The same with its point in `dtype`; the verdict keeps its precision."""
-    for name in ("z", "s", "lam", "nu", "lam_lb", "lam_ub"):
-        setattr(solution, name, getattr(solution, name).to(dtype))
-    return solution
+    point = solution.point
+    rounded = Point(point.z.to(dtype), point.rest.to(dtype), point.counts, point.residuals, point.widths)
+    return Solution(solution.problem, rounded)

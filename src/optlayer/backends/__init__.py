@@ -49,7 +49,7 @@ def choose(problem: Problem, wanted: str = "auto") -> Backend:
     if problem.sparse and not wanted.startswith(OTHERS):
         raise ValueError(f"backend {wanted!r} takes dense tensors; use backend='{OTHERS}NAME', or .to_dense()")
     if wanted == "auto":
-        for name in ORDER:
+        for name in ORDER if problem.device.type == "cuda" else ORDER[1:]:
             backend = load(name)
             if not isinstance(backend, str) and backend.refuses(problem) is None:
                 return backend

@@ -1,4 +1,4 @@
-"""What a backend is: two functions, and the two nouns that they exchange."""
+"""What a backend is: two functions, and what they exchange."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from optlayer.point import Point
 from optlayer.problem import Problem
 from optlayer.settings import Settings
-
-
-class Point(NamedTuple):
-    """Solution of a batch; every tensor has the batch dimension, absent parts have no columns."""
-
-    z: Tensor
-    s: Tensor
-    lam: Tensor
-    nu: Tensor
-    lam_lb: Tensor
-    lam_ub: Tensor
-    status: Tensor
-    iterations: Tensor
-    primal_residual: Tensor
-    dual_residual: Tensor
-    gap: Tensor
-    factor: tuple[Tensor, ...]  # the backend's own; () when not kept
 
 
 class Adjoint(NamedTuple):
@@ -44,7 +28,11 @@ class Adjoint(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with these names is a backend."""
+    """A module with these names is a backend.
+
+    It may have a third function, `pullback` (see cpu.py): `kkt_solve` and the products of eq. 8 in one, where only z
+    has a gradient. implicit.py does the same by torch's operations.
+    """
 
     name: str
 

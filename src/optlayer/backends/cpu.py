@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from optlayer import kkt
 from optlayer.backends import args
-from optlayer.backends.base import Adjoint, Point
+from optlayer.backends.base import Adjoint
+from optlayer.point import Point
 from optlayer.problem import NAMES, Diagonal, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
@@ -49,6 +52,8 @@ class Core:
         library.optlayer_args_size.restype = ctypes.c_int64
         for call in (library.optlayer_solve, library.optlayer_kkt_solve):
             call.argtypes = [ctypes.c_char_p]
+        for call in (library.optlayer_pullback, library.optlayer_products):
+            call.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
         library.optlayer_release.argtypes = [ctypes.c_void_p]
         library.optlayer_release.restype = None
         if library.optlayer_args_size() != args.SIZE:
@@ -58,6 +63,8 @@ class Core:
             )
         self.solve = library.optlayer_solve
         self.kkt_solve = library.optlayer_kkt_solve
+        self.pullback = library.optlayer_pullback
+        self.products = library.optlayer_products
         self.release = library.optlayer_release
 
 
@@ -102,17 +109,15 @@ def refuses(problem: Problem) -> str | None:
 class _Call:
     """Args of one problem: data and settings; the tensors of the answer are added to them."""
 
-    __slots__ = ("batch", "data", "keep", "numbers", "tolerance")
+    __slots__ = ("batch", "data", "keep", "numbers", "ranks", "tolerance")
 
     def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> None:
-        Q, q, G, h, A, b, lb, ub = problem.tensors()
         diagonal = isinstance(problem.Q, Diagonal)
         single = problem.dtype == torch.float32
         self.keep: list[Tensor] = []
         self.data: list[int] = []
-        for tensor, rank in (
-            (Q, 1 if diagonal else 2), (q, 1), (G, 2), (h, 1), (A, 2), (b, 1), (lb, 1), (ub, 1),
-        ):
+        self.ranks = args.ranks(problem)
+        for tensor, rank in zip(problem.tensors(), self.ranks, strict=True):
             args.place(self.data, self.keep, tensor, rank)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
@@ -124,6 +129,15 @@ class _Call:
     def pack(self, tensors: list[int]) -> ctypes.Array[ctypes.c_char]:
         return args.pack(self.numbers, self.tolerance, self.data + tensors)
 
+    def pack_adjoint(self, point: Point, rhs: list[int], v: Tensor) -> ctypes.Array[ctypes.c_char]:
+        """With a point, the right-hand side's places, and v, whose parts lie side by side."""
+        at, size, stride = v.data_ptr(), v.element_size(), v.shape[1]
+        places = args.place_point(self.keep, point) + rhs
+        for width in (point.z.shape[1], *point.widths[1:]):
+            places += (at, stride) if width else (0, 0)
+            at += width * size
+        return self.pack([*places, point.factor[0].data_ptr() if point.factor else 0, 0])
+
 
 # What a test may force: an elimination (args.METHODS) and the lanes (1: one problem at a time; more: one in each lane).
 METHOD, LANES = 0, 0
@@ -134,58 +148,54 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
 
     What float32 does not certify as solved is solved in float64, and what that does not, by the reference backend.
     """
-    point, unsolved = _solve(problem, settings, keep_factor)
-    if unsolved and problem.dtype == torch.float32:
+    point = _solve(problem, settings, keep_factor)
+    if point.unsolved and problem.dtype == torch.float32:
         members = point.status.nonzero().flatten()
-        for mine, theirs in zip(point[:-1], _in_double(problem, members, settings), strict=True):
-            mine[members] = theirs
-    if unsolved and len(members := point.status.nonzero().flatten()):
+        point.take(members, _in_double(problem, members, settings))
+    if point.unsolved:
+        members = point.status.nonzero().flatten()
         _ask_reference(problem, settings, point, members)
+        point.unsolved = len(point.status.nonzero())
     return point
 
 
-def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> tuple[Point, int]:
-    """What the core alone makes of it, and the number of members that it has not solved.
+def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> Point:
+    """What the core alone makes of it.
 
     `rounded`: the data were float32's, whose rounding may turn a semidefinite Q slightly indefinite.
     """
     core = _core()
     assert isinstance(core, Core)
     call = _Call(problem, settings, keep_factor, rounded)
-    batch = call.batch
-    values, places = args.pieces(problem.dtype, problem.device, batch, args.widths(problem), 3)
-    verdict = torch.empty((2, batch), dtype=torch.int32)
-    status, iterations = verdict.unbind()
-    at = verdict.data_ptr()
-    places[12:12] = (at, 1, at + 4 * batch, 1)
-    factor: tuple[Tensor, ...] = ()
-    unsolved = 0
-    if batch:
-        packed = call.pack(places + _NO_ADJOINT)
-        unsolved = core.solve(packed)
-        if unsolved < 0:
-            raise MemoryError(
-                f"the compiled core ran out of memory on a batch of {batch} with "
-                f"n={problem.n}, m={problem.m}, p={problem.p}"
-            )
+    point = args.empty_point(problem, call.batch)
+    point.unsolved = 0
+    if call.batch:
+        packed = call.pack(args.place_point(call.keep, point) + _NO_ADJOINT)
+        point.unsolved = _or_memory_error(core.solve(packed), problem)
         if keep_factor:
-            factor = (_adopt(core, *args.factor(packed)),)
+            point.factor = (_adopt(core, *args.factor(packed)),)
     elif keep_factor:
-        factor = (torch.empty(0, dtype=torch.uint8),)
-    z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap = values
-    return Point(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap, factor), unsolved
+        point.factor = (torch.empty(0, dtype=torch.uint8),)
+    return point
 
 
-def _in_double(problem: Problem, members: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+def _or_memory_error(left: int, problem: Problem) -> int:
+    if left < 0:
+        raise MemoryError(
+            f"the compiled core ran out of memory on a batch of {problem.batch} with "
+            f"n={problem.n}, m={problem.m}, p={problem.p}"
+        )
+    return left
+
+
+def _in_double(problem: Problem, members: Tensor, settings: Settings) -> Point:
     """Some members of a float32 problem, solved in float64; rounded, and judged after that."""
     doubled = _doubled(problem, members)
-    exact, unsolved = _solve(doubled, settings, False, rounded=True)
-    if unsolved and settings.tolerance is None:  # two digits beyond float32's tolerance are enough
+    exact = _solve(doubled, settings, False, rounded=True)
+    if exact.unsolved and settings.tolerance is None:  # two digits beyond float32's tolerance are enough
         left = exact.status.nonzero().flatten()
-        again, _ = _solve(doubled.select(left), replace(settings, tolerance=1e-7), False, rounded=True)
-        for mine, theirs in zip(exact[:-1], again[:-1], strict=True):
-            mine[left] = theirs
-    found = [x.to(problem.dtype) if x.is_floating_point() else x for x in exact[:-1]]
+        exact.take(left, _solve(doubled.select(left), replace(settings, tolerance=1e-7), False, rounded=True))
+    found = [x.to(problem.dtype) if x.is_floating_point() else x for x in exact.fields()]
     z, s, lam, nu, lam_lb, lam_ub, status, iterations, *_ = found
     whole = [None if x is None else x.expand(len(members), *x.shape[-doubled.rank(name) :])
              for name, x in zip(NAMES, doubled.tensors(), strict=True)]
@@ -193,7 +203,7 @@ def _in_double(problem: Problem, members: Tensor, settings: Settings) -> tuple[T
     *judged, relative = kkt.residuals(doubled.replace(whole, len(members)), *point)
     lost = (status == int(Status.SOLVED)) & ~(relative <= (settings.tolerance or 1e-5))
     status = status.masked_fill(lost, int(Status.NUMERICAL_ERROR))
-    return (z, s, lam, nu, lam_lb, lam_ub, status, iterations, *(x.to(problem.dtype) for x in judged))
+    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, iterations, *(x.to(problem.dtype) for x in judged))
 
 
 def _doubled(problem: Problem, members: Tensor) -> Problem:
@@ -225,9 +235,7 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point, members: 
     from optlayer.backends import reference
 
     for member in members.tolist():
-        verdict = reference.solve(problem.member(member), settings, False)
-        for mine, theirs in zip(point[:-1], verdict[:-1], strict=True):
-            mine[member] = theirs[0]
+        point.take(slice(member, member + 1), reference.solve(problem.member(member), settings, False))
 
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
@@ -235,44 +243,69 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     core = _core()
     assert isinstance(core, Core)
     call = _Call(problem, settings, bool(point.factor))
-    batch, widths = call.batch, args.widths(problem)
-    sides = (widths[0], *widths[2:])  # in the order of Adjoint, which is that of Args
-    answer, places = args.pieces(problem.dtype, problem.device, batch, sides)
-    if batch:
-        tensors: list[int] = []
-        args.place_rows(tensors, call.keep, point[:7], (*widths, 1))
-        tensors += _NO_VERDICT
-        args.place_rows(tensors, call.keep, rhs, sides)
-        factor = point.factor[0].data_ptr() if point.factor else 0
-        left = core.kkt_solve(call.pack([*tensors, *places, factor, 0]))
-        if left < 0:
-            raise MemoryError("the compiled core ran out of memory in the backward pass")
-        if left:
-            members = answer[0][:, 0].isnan().nonzero().flatten()
-            rest = _differentiate_rest(problem, settings, point, rhs, members)
-            for mine, theirs in zip(answer, rest, strict=True):
-                mine[members] = theirs.to(mine.dtype)
-    return Adjoint(*answer)
+    v = _empty_adjoint(problem, call.batch)
+    answer = _parts(problem, v)
+    if call.batch:
+        packed = call.pack_adjoint(point, args.place_rows(call.keep, rhs), v)
+        if _or_memory_error(core.kkt_solve(packed), problem):
+            _differentiate_rest(problem, settings, point, rhs, answer)
+    return answer
 
 
-def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, members: Tensor) -> Adjoint:
+def pullback(
+    problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the tensors (where `need`) from that of z: `kkt_solve`, and the products of eq. 8."""
+    core = _core()
+    assert isinstance(core, Core)
+    call = _Call(problem, settings, bool(point.factor))
+    v = _empty_adjoint(problem, call.batch)
+    grads: list[Tensor | None] = []
+    wanted: list[int] = []
+    for x, needed, rank in zip(problem.tensors(), need, call.ranks, strict=True):
+        grad = torch.empty_like(x, memory_format=torch.contiguous_format) if needed and x is not None else None
+        grads.append(grad)
+        wanted += (0, 0) if grad is None else (grad.data_ptr(), grad.stride(0) if grad.dim() > rank else 0)
+    rhs = args.place_rows(call.keep, (grad_z,)) + _NO_SIDES
+    packed, gradients = call.pack_adjoint(point, rhs, v), _GRADIENTS.pack(*wanted)
+    if _or_memory_error(core.pullback(packed, gradients), problem):
+        sides = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
+        _differentiate_rest(problem, settings, point, Adjoint(grad_z, *sides), _parts(problem, v))
+        core.products(packed, gradients)
+    return grads
+
+
+_NO_SIDES = [0] * (2 * 4)  # the right-hand side but for z
+_GRADIENTS = struct.Struct("=16q")  # address and stride for each tensor of the problem
+
+
+def _empty_adjoint(problem: Problem, batch: int) -> Tensor:
+    """v to be filled by the core, its parts side by side."""
+    return args.empty(batch, problem.n + sum(problem.widths[1:]), problem.dtype, problem.device)
+
+
+def _parts(problem: Problem, v: Tensor) -> Adjoint:
+    return Adjoint(*v.split((problem.n, *problem.widths[1:]), 1))
+
+
+def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, answer: Adjoint) -> None:
     """The derivative where the core has none: in float64 if it was float32, else (or then) by the reference backend."""
     from optlayer.backends import reference
 
     def by_reference(those: Tensor) -> Adjoint:
-        at = Point._make([*(x[those] for x in point[:-1]), ()])
+        at = Point.of(*(x[those] for x in point.fields()))
         return reference.kkt_solve(problem.select(those), settings, at, Adjoint(*(x[those] for x in rhs)))
 
-    if problem.dtype != torch.float32:
-        return by_reference(members)
-    doubled = _doubled(problem, members)
-    again, unsolved = _solve(doubled, settings, True, rounded=True)
-    answer = kkt_solve(doubled, settings, again, Adjoint(*(x[members].double() for x in rhs)))
-    if unsolved:
-        lost = again.status.nonzero().flatten()
-        for mine, theirs in zip(answer, by_reference(members[lost]), strict=True):
-            mine[lost] = theirs.double()
-    return answer
-
-
-_NO_VERDICT = [0] * (2 * 4)  # iterations and residuals
+    members = answer.z[:, 0].isnan().nonzero().flatten()
+    if problem.dtype == torch.float32:
+        doubled = _doubled(problem, members)
+        again = _solve(doubled, settings, True, rounded=True)
+        rest = kkt_solve(doubled, settings, again, Adjoint(*(x[members].double() for x in rhs)))
+        if again.unsolved:
+            lost = again.status.nonzero().flatten()
+            for mine, theirs in zip(rest, by_reference(members[lost]), strict=True):
+                mine[lost] = theirs.double()
+    else:
+        rest = by_reference(members)
+    for mine, theirs in zip(answer, rest, strict=True):
+        mine[members] = theirs.to(mine.dtype)

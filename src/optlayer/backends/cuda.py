@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from optlayer.backends import args, cpu, nvrtc, reference
-from optlayer.backends.base import Adjoint, Point
+from optlayer.backends.base import Adjoint
+from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
 
@@ -171,7 +172,7 @@ class _Call:
         self.keep: list[Tensor] = []
         self.data: list[int] = []
         diagonal = isinstance(problem.Q, Diagonal)
-        for tensor, rank in zip(problem.tensors(), (1 if diagonal else 2, 1, 2, 1, 2, 1, 1, 1), strict=True):
+        for tensor, rank in zip(problem.tensors(), args.ranks(problem), strict=True):
             args.place(self.data, self.keep, tensor, rank)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
@@ -179,7 +180,6 @@ class _Call:
             settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if self.single else 1e-9)
-        self.widths = args.widths(problem)
         self.device = nvrtc.device(_index(problem.device))
         self.plan = self._plan()
 
@@ -225,7 +225,6 @@ class _Call:
 
 _ANSWERS = 2 * 21  # addresses and strides between the data and the factor
 _NO_ADJOINT = [0] * (2 * 10)
-_NO_VERDICT = [0] * (2 * 4)
 _plans: dict[tuple[object, ...], Plan] = {}
 METHOD = 0
 """An elimination that a test may force (args.METHODS)."""
@@ -247,18 +246,15 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         return reference.solve(problem, settings, keep_factor)
     with torch.cuda.device(problem.device):
         call = _Call(problem, settings, keep_factor, choice)
-        values, places = args.pieces(problem.dtype, problem.device, call.batch, call.widths, 3)
-        verdict = torch.empty((2, call.batch), dtype=torch.int32, device=problem.device)
-        at = verdict.data_ptr()
-        places[12:12] = (at, 1, at + 4 * call.batch, 1)
+        point = args.empty_point(problem, call.batch)
         kept = None
         if keep_factor:
             kept = torch.empty(call.plan.factor_bytes, dtype=torch.uint8, device=problem.device)
-        packed = call.pack(places + _NO_ADJOINT, 0 if kept is None else kept.data_ptr())
+            point.factor = (kept,)
+        places = args.place_point(call.keep, point) + _NO_ADJOINT
+        packed = call.pack(places, 0 if kept is None else kept.data_ptr())
         call.launch("optlayer_solve", packed, kept, prepare=True)
-    z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap = values
-    factor = () if kept is None else (kept,)
-    return Point(z, s, lam, nu, lam_lb, lam_ub, verdict[0], verdict[1], primal, dual, gap, factor)
+    return point
 
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
@@ -269,12 +265,9 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     with torch.cuda.device(problem.device):
         kept = point.factor[0] if point.factor else None
         call = _Call(problem, settings, kept is not None, choice)
-        sides = (call.widths[0], *call.widths[2:])  # in the order of Adjoint, which is that of Args
-        answer, places = args.pieces(problem.dtype, problem.device, call.batch, sides)
-        tensors: list[int] = []
-        args.place_rows(tensors, call.keep, point[:7], (*call.widths, 1))
-        tensors += _NO_VERDICT
-        args.place_rows(tensors, call.keep, rhs, sides)
-        packed = call.pack([*tensors, *places], 0 if kept is None else kept.data_ptr())
+        answer = Adjoint(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in rhs))
+        places = args.place_point(call.keep, point)
+        places += args.place_rows(call.keep, rhs) + args.place_rows(call.keep, answer)
+        packed = call.pack(places, 0 if kept is None else kept.data_ptr())
         call.launch("optlayer_kkt_solve", packed, kept, prepare=kept is None)
-    return Adjoint(*answer)
+    return answer

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from optlayer import kkt
-from optlayer.backends.base import Adjoint, Point
+from optlayer.backends.base import Adjoint
+from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
@@ -100,7 +101,7 @@ class Engine:
         """Solve every member; the derivative factors anew, so that nothing is kept."""
         batch = 1 if problem.batch is None else problem.batch
         tolerance = settings.tolerance or max(TOLERANCE, 1e-5 if problem.dtype == torch.float32 else 0.0)
-        columns = _columns(problem)
+        columns = (problem.n, *problem.widths)
         rows: list[tuple[list[Tensor], Status]] = []
         convex: bool | None = None
         for i in range(batch):
@@ -161,12 +162,6 @@ def _package() -> Any:
         import qpsolvers
 
     return qpsolvers
-
-
-def _columns(problem: Problem) -> tuple[int, ...]:
-    """Widths of z, s, lam, nu, lam_lb, lam_ub."""
-    n, m, p = problem.n, problem.m, problem.p
-    return n, p, p, m, n if problem.lb is not None else 0, n if problem.ub is not None else 0
 
 
 def _batched(problem: Problem) -> bool:
@@ -420,7 +415,7 @@ def _to_scipy(matrix: Tensor) -> csc_matrix:
 
 def _judged(problem: Problem, rows: list[tuple[list[Tensor], Status]], tolerance: float) -> Point:
     """The point of all members, rounded to the problem's dtype, and our verdict on it."""
-    widths = _columns(problem)
+    widths = (problem.n, *problem.widths)
     columns = [
         torch.stack([values[k] for values, _ in rows]) if rows else torch.zeros(0, width, dtype=torch.float64)
         for k, width in enumerate(widths)
@@ -432,7 +427,7 @@ def _judged(problem: Problem, rows: list[tuple[list[Tensor], Status]], tolerance
     failed = (claimed == int(Status.SOLVED)) & ~(found.relative <= tolerance)
     status = torch.where(failed, int(Status.MAX_ITERATIONS), claimed).to(torch.int32)
     primal, dual, gap = (x.to(problem.dtype) for x in found[:3])
-    return Point(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap, ())
+    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap)
 
 
 def _ask_reference(problem: Problem, settings: Settings, point: Point, tolerance: float) -> None:
@@ -444,5 +439,4 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point, tolerance
     for i in (point.status == int(Status.MAX_ITERATIONS)).nonzero().flatten().tolist():
         dense = [x if x is None or x.layout == torch.strided else x.to_dense() for x in problem.tensors()]
         verdict = reference.solve(problem.replace(dense, problem.batch).member(i), settings, False)
-        for mine, theirs in zip(point[:-1], verdict[:-1], strict=True):
-            mine[i] = theirs[0]
+        point.take(slice(i, i + 1), verdict)

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from optlayer import kkt
-from optlayer.backends.base import Adjoint, Point
+from optlayer.backends.base import Adjoint
+from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
@@ -561,15 +562,13 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         for whole, part in zip(answer, found, strict=True):
             whole[members] = part
     judged = _judge(standard, answer)
-    widths = (problem.n, problem.p, problem.p, problem.m, *_bound_columns(problem))
+    widths = (problem.n, *problem.widths)
     z, s, lam, nu, lam_lb, lam_ub = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))
     primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
-    point = Point(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap, ())
-    return point._replace(factor=_factor(problem, standard, point)) if keep_factor else point
-
-
-def _bound_columns(problem: Problem) -> tuple[int, int]:
-    return (0 if problem.lb is None else problem.n, 0 if problem.ub is None else problem.n)
+    point = Point.of(z, s, lam, nu, lam_lb, lam_ub, status, iterations, primal, dual, gap)
+    if keep_factor:
+        point.factor = _factor(problem, standard, point)
+    return point
 
 
 def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:
@@ -592,20 +591,18 @@ def relax(problem: Problem, settings: Settings, point: Point) -> Point:
     """The point of the central path with lam∘s = settings.smoothing on every finite side, where solved."""
     standard = _standard(problem)
     members = (point.status == int(Status.SOLVED)).nonzero().flatten()
+    values = [x.clone() for x in point.fields()]
     if not len(members):
-        return point._replace(factor=())
+        return Point.of(*values)
     work = standard.select(members)
     scaled = _equilibrate(work)
     found, _ = _interior(scaled, 100, settings.smoothing * scaled.cost)
     answer = scaled.answer(work, found)
     p = standard.h.shape[-1]
     slack = torch.where(scaled.on > 0, found.s / scaled.sides, torch.inf)[:, :p]
-    widths = (problem.n, problem.p, problem.p, problem.m, *_bound_columns(problem))
-    values = [x.clone() for x in point[:6]]
-    for whole, part, width in zip(values, answer._replace(s=slack), widths, strict=True):
-        whole[members] = part[:, :width].to(problem.dtype)
-    z, s, lam, nu, lam_lb, lam_ub = values
-    return point._replace(z=z, s=s, lam=lam, nu=nu, lam_lb=lam_lb, lam_ub=lam_ub, factor=())
+    for whole, part in zip(values[:6], answer._replace(s=slack), strict=True):
+        whole[members] = part[:, : whole.shape[-1]].to(problem.dtype)
+    return Point.of(*values)
 
 
 def _at(problem: Problem, standard: _Standard, point: Point) -> tuple[_Scaled, Tensor, Tensor]:

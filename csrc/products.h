@@ -1,0 +1,162 @@
+// The gradients of the data from the derivative's solution v (eq. 8): products of v and the point.
+// A batched tensor gets one for each member; one that the batch shares, their sum, in the order of the members.
+#pragma once
+#include <algorithm>
+#include <atomic>
+
+#include "kernels/solver.h"
+#include "pool.h"
+
+namespace optlayer {
+
+struct Gradients {  // nullptr: not wanted; stride 0: shared by the batch
+    Tensor Q, q, G, h, A, b, lb, ub;
+};
+
+template <class T>
+class Products {
+  public:
+    Products(const Args& args, const Gradients& gradients) : g(args), to(gradients) {}
+
+    // Threads take chunks of members for the batched tensors, or chunks of columns for the sums.
+    void run() const {
+        const int width = 16, chunk = int(std::max<int64_t>(1, std::min<int64_t>(g.batch / 16, 32)));
+        const int64_t members = batched() ? (g.batch + chunk - 1) / chunk : 0;
+        const Sum sums[] = {Q(), G(), A()};
+        int64_t count = members + 1;
+        for (const Sum& s : sums) count += (s.columns + width - 1) / width;
+        std::atomic<int64_t> next{0};
+        Pool::run(int(std::min<int64_t>(std::max(g.threads, 1), count)), [&](int) {
+            for (int64_t task; (task = next.fetch_add(1)) < count;) {
+                if (task < members) {
+                    const int64_t last = std::min<int64_t>(g.batch, (task + 1) * chunk);
+                    for (int64_t k = task * chunk; k < last; ++k) member(k);
+                    continue;
+                }
+                int64_t at = task - members;
+                if (at-- == 0) {
+                    vectors();
+                    continue;
+                }
+                for (const Sum& s : sums) {
+                    const int64_t blocks = (s.columns + width - 1) / width;
+                    if (at < blocks) {
+                        sum(s, int(at) * width, std::min(width, s.columns - int(at) * width));
+                        break;
+                    }
+                    at -= blocks;
+                }
+            }
+        });
+        if (sums[0].columns) symmetric_part();
+    }
+
+  private:
+    const Args& g;
+    const Gradients& to;
+
+    bool solved(int64_t k) const { return View<const int32_t>(g.status).of(k)[0] == SOLVED; }
+    static const T* row(const Tensor& x, int64_t k) { return View<const T>(x).of(k); }
+    static bool alone(const Tensor& x) { return x.data && x.stride; }
+    static bool shared(const Tensor& x) { return x.data && !x.stride; }
+    bool batched() const {
+        return alone(to.Q) || alone(to.q) || alone(to.G) || alone(to.h) || alone(to.A) || alone(to.b) || alone(to.lb) || alone(to.ub);
+    }
+
+    // ---- one member
+    void member(int64_t k) const {
+        const int n = g.n;
+        const bool good = solved(k);
+        const T *z = row(g.z, k), *v = row(g.v_z, k);
+        if (alone(to.q)) copy(to.q, g.v_z, k, n, T(-1), good);
+        if (alone(to.h)) copy(to.h, g.v_lam, k, g.p, T(1), good);
+        if (alone(to.b)) copy(to.b, g.v_nu, k, g.m, T(1), good);
+        if (alone(to.lb)) copy(to.lb, g.v_lb, k, n, T(-1), good);
+        if (alone(to.ub)) copy(to.ub, g.v_ub, k, n, T(1), good);
+        if (alone(to.Q)) {
+            T* out = View<T>(to.Q).of(k);
+            if (g.diagonal) {
+                for (int j = 0; j < n; ++j) out[j] = good ? -v[j] * z[j] : T(0);
+            } else {
+                for (int i = 0; i < n; ++i) line(out + size_t(i) * n, n, z[i] / 2, v, v[i] / 2, z, good);
+            }
+        }
+        if (alone(to.G)) rows(to.G, g.lam, g.v_lam, k, g.p, good);
+        if (alone(to.A)) rows(to.A, g.nu, g.v_nu, k, g.m, good);
+    }
+    void copy(const Tensor& dst, const Tensor& src, int64_t k, int count, T sign, bool good) const {
+        T* out = View<T>(dst).of(k);
+        const T* in = row(src, k);
+        for (int i = 0; i < count; ++i) out[i] = good ? sign * in[i] : T(0);
+    }
+    void rows(const Tensor& dst, const Tensor& y, const Tensor& v_y, int64_t k, int count, bool good) const {
+        T* out = View<T>(dst).of(k);
+        const T *a = row(y, k), *b = row(v_y, k);
+        for (int i = 0; i < count; ++i) line(out + size_t(i) * g.n, g.n, a[i], row(g.v_z, k), b[i], row(g.z, k), good);
+    }
+    // out = −(a v + b z), as most rows of G have it: zero
+    static void line(T* out, int n, T a, const T* v, T b, const T* z, bool good) {
+        if (!good || (a == T(0) && b == T(0))) {
+            std::fill(out, out + n, T(0));
+        } else {
+            for (int j = 0; j < n; ++j) out[j] = -(a * v[j] + b * z[j]);
+        }
+    }
+
+    // ---- sums over the batch
+    void vectors() const {
+        add(to.q, g.v_z, g.n, T(-1)), add(to.h, g.v_lam, g.p, T(1)), add(to.b, g.v_nu, g.m, T(1));
+        add(to.lb, g.v_lb, g.n, T(-1)), add(to.ub, g.v_ub, g.n, T(1));
+        if (!shared(to.Q) || !g.diagonal) return;
+        T* out = View<T>(to.Q).of(0);
+        std::fill(out, out + g.n, T(0));
+        for (int64_t k = 0; k < g.batch; ++k)
+            for (int j = 0; solved(k) && j < g.n; ++j) out[j] -= row(g.v_z, k)[j] * row(g.z, k)[j];
+    }
+    void add(const Tensor& dst, const Tensor& src, int count, T sign) const {
+        if (!shared(dst)) return;
+        T* out = View<T>(dst).of(0);
+        std::fill(out, out + count, T(0));
+        for (int64_t k = 0; k < g.batch; ++k)
+            for (int i = 0; solved(k) && i < count; ++i) out[i] += sign * row(src, k)[i];
+    }
+
+    // −Σ v_z yᵀ + z v_yᵀ, columns as long as z; of Q with only the first term
+    struct Sum {
+        T* out;
+        int columns;
+        const Tensor *y, *v_y;
+    };
+    Sum G() const { return shared(to.G) ? Sum{View<T>(to.G).of(0), g.p, &g.lam, &g.v_lam} : Sum{nullptr, 0, nullptr, nullptr}; }
+    Sum A() const { return shared(to.A) ? Sum{View<T>(to.A).of(0), g.m, &g.nu, &g.v_nu} : Sum{nullptr, 0, nullptr, nullptr}; }
+    Sum Q() const {
+        const bool wanted = shared(to.Q) && !g.diagonal;
+        return wanted ? Sum{View<T>(to.Q).of(0), g.n, &g.z, nullptr} : Sum{nullptr, 0, nullptr, nullptr};
+    }
+    void sum(const Sum& s, int first, int count) const {
+        const int n = g.n;
+        T* out = s.out + size_t(first) * n;
+        std::fill(out, out + size_t(count) * n, T(0));
+        for (int64_t k = 0; k < g.batch;) {  // runs of solved members: what the others hold may be NaN
+            int64_t end = k;
+            while (end < g.batch && solved(end)) ++end;
+            if (end > k) {
+                const int run = int(end - k);
+                update(n, count, run, out, n, row(g.v_z, k), int(g.v_z.stride), row(*s.y, k) + first, int(s.y->stride));
+                if (s.v_y)
+                    update(n, count, run, out, n, row(g.z, k), int(g.z.stride), row(*s.v_y, k) + first, int(s.v_y->stride));
+            }
+            k = end + 1;
+        }
+    }
+    void symmetric_part() const {
+        T* out = View<T>(to.Q).of(0);
+        for (int j = 0; j < g.n; ++j)
+            for (int i = 0; i <= j; ++i) {
+                T &a = out[size_t(j) * g.n + i], &b = out[size_t(i) * g.n + j];
+                a = b = (a + b) / 2;
+            }
+    }
+};
+
+}  // namespace optlayer
