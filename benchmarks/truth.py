@@ -16,13 +16,26 @@ FOLDER = Path(__file__).parents[1] / "build" / "benchmarks"
 STEP = 1e-5
 
 
+def members(workload: Workload) -> int:
+    """How many members are compared: all where the batch shares something, else as many as a minute allows."""
+    tensors = workload.data()
+    n = tensors["q"].shape[-1]
+    alone = all(value.ndim > RANK[name] for name, value in tensors.items())
+    return max(1, min(workload.batch, 1600 // n)) if alone else workload.batch
+
+
+def first(tensors: Arrays, count: int) -> Arrays:
+    """The problem of the first members."""
+    return {name: value[:count] if value.ndim > RANK[name] else value for name, value in tensors.items()}
+
+
 def rounded(tensors: Arrays) -> Arrays:
     """The problem that float32 can express."""
     return {name: value.astype(np.float32).astype(np.float64) for name, value in tensors.items()}
 
 
 def answer(workload: Workload, single: bool) -> tuple[Path, float | None]:
-    """The file with z and grad_NAME (.npz), and the largest disagreement with finite differences.
+    """The file with z and grad_NAME (.npz) of the first members, and how far they are from finite differences.
 
     Files are kept in build/: what is exact stays so until the data change.
 
@@ -30,7 +43,8 @@ def answer(workload: Workload, single: bool) -> tuple[Path, float | None]:
         workload: what to solve.
         single: solve the problem rounded to float32, which is what a solver in float32 is given.
     """
-    tensors, upstream = workload.data(), workload.upstream()
+    count = members(workload)
+    tensors, upstream = first(workload.data(), count), workload.upstream()[:count]
     if single:
         tensors = rounded(tensors)
     digest = hashlib.sha256(upstream.tobytes())
@@ -52,18 +66,18 @@ def finite_differences(tensors: Arrays, upstream: np.ndarray) -> float:
 
     A direction moves one tensor as a whole, so that every entry of its gradient takes part.
     """
-    first = {name: value if value.ndim == RANK[name] else value[0] for name, value in tensors.items()}
+    one = {name: value if value.ndim == RANK[name] else value[0] for name, value in tensors.items()}
     weight = upstream[:1]
-    first["q"] = first["q"][None]  # a batch of one
-    _, gradients = _solve(first, weight)
+    one["q"] = one["q"][None]  # a batch of one
+    _, gradients = _solve(one, weight)
     rng = np.random.default_rng(2)
     worst = 0.0
-    for name in first:
-        direction = rng.standard_normal(first[name].shape)
-        direction *= (1 + np.abs(first[name]).max()) / np.linalg.norm(direction)
+    for name in one:
+        direction = rng.standard_normal(one[name].shape)
+        direction *= (1 + np.abs(one[name]).max()) / np.linalg.norm(direction)
         if name == "Q":
             direction = direction + direction.mT
-        ends = [_solve({**first, name: first[name] + sign * STEP * direction}, None)[0] for sign in (1, -1)]
+        ends = [_solve({**one, name: one[name] + sign * STEP * direction}, None)[0] for sign in (1, -1)]
         slope = float((weight * (ends[0] - ends[1])).sum() / (2 * STEP))
         exact = float((gradients[name] * direction).sum())
         scale = float(np.linalg.norm(gradients[name]) * np.linalg.norm(direction)) / np.sqrt(direction.size)

@@ -47,4 +47,13 @@ OPTLAYER_API int optlayer_pullback(optlayer::Args* g, const optlayer::Gradients*
     const int left = optlayer_kkt_solve(g);
     return left ? left : optlayer_products(g, to);
 }
-OPTLAYER_API void optlayer_release(void* factor) { optlayer::Blocks::give(factor); }
+// A block of at least so many bytes, and a block (this or a kept factor) given back for the next who asks.
+OPTLAYER_API void* optlayer_take(int64_t bytes) {
+    int64_t size;
+    try {
+        return optlayer::Blocks::take(size_t(bytes), size);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+OPTLAYER_API void optlayer_release(void* block) { optlayer::Blocks::give(block); }

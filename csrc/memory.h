@@ -55,8 +55,8 @@ inline Scratch& prepared() {
     return s;
 }
 
-// Blocks for kept factors. A training loop frees one and asks for the next of the same size: a few are kept, because
-// fresh pages cost more than the solve that fills them.
+// Blocks for kept factors and large gradients. A training loop frees one and asks for the next of the same size: a few
+// are kept, because fresh pages cost more than the arithmetic that fills them.
 class Blocks {
   public:
     static void* take(size_t bytes, int64_t& size) {

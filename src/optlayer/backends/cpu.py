@@ -54,6 +54,7 @@ class Core:
             call.argtypes = [ctypes.c_char_p]
         for call in (library.optlayer_pullback, library.optlayer_products):
             call.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+        library.optlayer_take.argtypes, library.optlayer_take.restype = [ctypes.c_int64], ctypes.c_void_p
         library.optlayer_release.argtypes = [ctypes.c_void_p]
         library.optlayer_release.restype = None
         if library.optlayer_args_size() != args.SIZE:
@@ -65,6 +66,7 @@ class Core:
         self.kkt_solve = library.optlayer_kkt_solve
         self.pullback = library.optlayer_pullback
         self.products = library.optlayer_products
+        self.take = library.optlayer_take
         self.release = library.optlayer_release
 
 
@@ -226,8 +228,22 @@ def _block_type(core: Core, size: int) -> type[ctypes.Array[ctypes.c_char]]:
     return type("Block", (ctypes.c_char * size,), {"__del__": give_back})
 
 
-def _adopt(core: Core, address: int, size: int) -> Tensor:
-    return torch.frombuffer(_block_type(core, size).from_address(address), dtype=torch.uint8)
+def _adopt(core: Core, address: int, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.frombuffer(_block_type(core, size).from_address(address), dtype=dtype)
+
+
+def _empty_gradient(core: Core, x: Tensor) -> Tensor:
+    """Contiguous, and if it is large in memory of the core, which is used again: fresh pages would cost most."""
+    size = x.numel() * x.element_size()
+    if size < _LARGE:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    address = core.take(size)
+    if not address:
+        raise MemoryError(f"no memory for a gradient of shape {tuple(x.shape)}")
+    return _adopt(core, address, size, x.dtype).view(x.shape)
+
+
+_LARGE = 1 << 17
 
 
 def _ask_reference(problem: Problem, settings: Settings, point: Point, members: Tensor) -> None:
@@ -263,7 +279,7 @@ def pullback(
     grads: list[Tensor | None] = []
     wanted: list[int] = []
     for x, needed, rank in zip(problem.tensors(), need, call.ranks, strict=True):
-        grad = torch.empty_like(x, memory_format=torch.contiguous_format) if needed and x is not None else None
+        grad = _empty_gradient(core, x) if needed and x is not None else None
         grads.append(grad)
         wanted += (0, 0) if grad is None else (grad.data_ptr(), grad.stride(0) if grad.dim() > rank else 0)
     rhs = args.place_rows(call.keep, (grad_z,)) + _NO_SIDES

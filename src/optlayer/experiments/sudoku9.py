@@ -5,10 +5,11 @@ The layer is that of mini-Sudoku with 729 variables, `minimise ½·ε·zᵀz −
 answer and none about which cells form a row, a column or a block:
 
 - every cell holds one digit: its nine variables sum to one;
-- digits are names: what is learned for one holds for all. For each digit d, `B z_d = B c`, with one B (21×81) for all
-  digits, and c the share of every digit in every cell (81 numbers), both learned from a random start.
+- digits are names: what is learned for one holds for all. For each digit d, `B z_d = B·1/9`, with one B (21×81) for all
+  digits, learned from a random start. (Alike digits that share a cell have a ninth of it each, on average.)
 
-21 is the rank of the 27 true groups. (The ninth digit's equations follow from the rest, and are left out.)
+21 is the rank of the 27 true groups. (The ninth digit's equations follow from the rest, and are left out.) The point
+that has 1/9 everywhere meets any such equations, so no step of learning makes the QP infeasible.
 
 Gradients are not the only way to learn A. Equations that hold for every solution are those along which solutions do
 not vary: the null space of their covariance. The second layer takes its A and b from there, in closed form from the
@@ -165,15 +166,12 @@ class Layer(nn.Module):
         super().__init__()
         self.penalty, self.learn_penalty = penalty, learn_penalty or penalty
         self.B = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
-        self.w = nn.Parameter(B.new_zeros(81))
         self.register_buffer("cells", torch.kron(torch.eye(81), torch.ones(1, 9)).to(B))
         self.register_buffer("eight", torch.eye(9)[:8].to(B))
 
     def forward(self, puzzle: Tensor) -> Tensor:
-        # cB = B (share of a digit in each cell) is met by the same point for every digit, so A z = b has a solution.
-        share = self.B @ (self.w.softmax(0) * 9)
         A = torch.cat([self.cells, torch.kron(self.B, self.eight)])
-        b = torch.cat([torch.ones_like(self.w), share.repeat_interleave(8)])
+        b = torch.cat([self.B.new_ones(81), self.B.sum(1).repeat_interleave(8) / 9])
         q = -puzzle.flatten(1).to(self.B)
         d = torch.full_like(q[0], self.learn_penalty if self.training else self.penalty)
         return solve(Diagonal(d), q, A=A, b=b, lb=torch.zeros_like(d)).z.reshape(puzzle.shape)
