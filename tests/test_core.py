@@ -350,13 +350,30 @@ def test_products_leave_out_what_is_not_solved(kind: str, monkeypatch: pytest.Mo
 
 
 def test_products_where_the_reference_differentiates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vertices of linear programs: the core leaves their derivative to the reference."""
+    """A face of solutions: the core leaves the derivative to the reference."""
     problem = draw(13, n=4, bounds=True, diagonal=True)
     assert isinstance(problem.Q, Diagonal)
-    problem.Q.d[:5] = 0.0
+    problem.Q.d[:5], problem.q[:5, 0] = 0.0, 0.0
+    left: list[int] = []
+    rest = cpu._differentiate_rest
+    monkeypatch.setattr(cpu, "_differentiate_rest", lambda *a: (left.append(1), rest(*a)))
     found, wanted = (gradients(problem, fused, monkeypatch) for fused in (True, False))
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    assert len(left) == 2
+
+
+def test_vertices_of_linear_programs_are_differentiated_by_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = draw(15, n=6, p=9, bounds=True)
+    problem.Q.zero_()
+    monkeypatch.setattr(cpu, "_differentiate_rest", pytest.fail)
+    mine = gradients(problem, True, monkeypatch)
+    point = reference.solve(problem, SETTINGS, False)
+    g = torch.randn(point.z.shape, generator=torch.Generator().manual_seed(3), dtype=F64)
+    zeros = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
+    v = reference.kkt_solve(problem, SETTINGS, point, Adjoint(g, *zeros))
+    torch.testing.assert_close(mine[1], -v.z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mine[3], v.lam, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["everything", "shared rows"])

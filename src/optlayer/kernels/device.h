@@ -205,7 +205,10 @@ template <class T, class Tm> struct Task {
         }
         group.adjoint(system, work, rebuild);
     }
-    template <class V, class U> void scale_of(Normal<Tm, V, U>& system) const { system.kappa = system.curvature(); }
+    template <class V, class U> void scale_of(Normal<Tm, V, U>& system) const {
+        system.kappa = system.curvature();
+        system.kappa = select(system.kappa > V(0), system.kappa, V(1));  // a linear program: any unit will do
+    }
     template <class V, class U> void scale_of(Schur<Tm, V, U>&) const {}
 
     // ---- certificates ---------------------------------------------------------------------------------------------------
