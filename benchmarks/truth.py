@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workloads import RANK, Arrays, Workload
+from benchmarks.workloads import RANK, Arrays, Workload, first
 
 FOLDER = Path(__file__).parents[1] / "build" / "benchmarks"
 STEP = 1e-5
@@ -22,11 +22,6 @@ def members(workload: Workload) -> int:
     n = tensors["q"].shape[-1]
     alone = all(value.ndim > RANK[name] for name, value in tensors.items())
     return max(1, min(workload.batch, 1600 // n)) if alone else workload.batch
-
-
-def first(tensors: Arrays, count: int) -> Arrays:
-    """The problem of the first members."""
-    return {name: value[:count] if value.ndim > RANK[name] else value for name, value in tensors.items()}
 
 
 def rounded(tensors: Arrays) -> Arrays:

@@ -185,3 +185,8 @@ WORKLOADS = {
         Workload("portfolio_b256", 256, portfolio),
     )
 }
+
+
+def first(tensors: Arrays, count: int) -> Arrays:
+    """The problem of the first members."""
+    return {name: value[:count] if value.ndim > RANK[name] else value for name, value in tensors.items()}
