@@ -3,6 +3,8 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <new>
+#include <vector>
 
 #include "kernels/solver.h"
 #include "pool.h"
@@ -18,42 +20,54 @@ class Products {
   public:
     Products(const Args& args, const Gradients& gradients) : g(args), to(gradients) {}
 
-    // Threads take chunks of members for the batched tensors, or chunks of columns for the sums.
+    // Threads take chunks of members for the batched tensors, and chunks of columns for the sums.
     void run() const {
         const int width = 16, chunk = int(std::max<int64_t>(1, std::min<int64_t>(g.batch / 16, 32)));
         const int64_t members = batched() ? (g.batch + chunk - 1) / chunk : 0;
-        const Sum sums[] = {Q(), G(), A()};
+        const Sum sums[] = {
+            matrix(to.Q, g.diagonal ? 0 : g.n, g.z, nullptr), matrix(to.G, g.p, g.lam, &g.v_lam), matrix(to.A, g.m, g.nu, &g.v_nu)};
         int64_t count = members + 1;
         for (const Sum& s : sums) count += (s.columns + width - 1) / width;
         std::atomic<int64_t> next{0};
+        std::atomic<bool> failed{false};
         Pool::run(int(std::min<int64_t>(std::max(g.threads, 1), count)), [&](int) {
-            for (int64_t task; (task = next.fetch_add(1)) < count;) {
-                if (task < members) {
-                    const int64_t last = std::min<int64_t>(g.batch, (task + 1) * chunk);
-                    for (int64_t k = task * chunk; k < last; ++k) member(k);
-                    continue;
-                }
-                int64_t at = task - members;
-                if (at-- == 0) {
-                    vectors();
-                    continue;
-                }
-                for (const Sum& s : sums) {
-                    const int64_t blocks = (s.columns + width - 1) / width;
-                    if (at < blocks) {
-                        sum(s, int(at) * width, std::min(width, s.columns - int(at) * width));
-                        break;
-                    }
-                    at -= blocks;
-                }
+            try {
+                for (int64_t task; (task = next.fetch_add(1)) < count;) take(task, members, chunk, sums, width);
+            } catch (...) {  // (the only one is bad_alloc)
+                failed = true;
             }
         });
+        if (failed) throw std::bad_alloc();
         if (sums[0].columns) symmetric_part();
     }
 
   private:
     const Args& g;
     const Gradients& to;
+
+    // −Σ v_z yᵀ + z v_yᵀ, columns as long as z; of Q with only the first term
+    struct Sum {
+        T* out;
+        int columns;
+        const Tensor *y, *v_y;
+    };
+
+    // A chunk of members; the vectors that are shared; or some columns of one of the sums.
+    template <int count>
+    void take(int64_t task, int64_t members, int chunk, const Sum (&sums)[count], int width) const {
+        if (task < members) {
+            const int64_t last = std::min<int64_t>(g.batch, (task + 1) * chunk);
+            for (int64_t k = task * chunk; k < last; ++k) member(k);
+            return;
+        }
+        task -= members;
+        if (task-- == 0) return vectors();
+        for (const Sum& s : sums) {
+            const int64_t own = (s.columns + width - 1) / width;
+            if (task < own) return sum(s, int(task) * width, std::min(width, s.columns - int(task) * width));
+            task -= own;
+        }
+    }
 
     bool solved(int64_t k) const { return View<const int32_t>(g.status).of(k)[0] == SOLVED; }
     static const T* row(const Tensor& x, int64_t k) { return View<const T>(x).of(k); }
@@ -104,50 +118,51 @@ class Products {
     }
 
     // ---- sums over the batch
+    // In blocks, whose sums are added: float32 would lose digits in one long sum.
+    template <class F>
+    void blocks(T* out, size_t size, F&& accumulate) const {  // accumulate(sum, from, end)
+        const int64_t block = 1024;
+        std::fill(out, out + size, T(0));
+        if (g.batch <= block) return accumulate(out, 0, g.batch);
+        std::vector<T> part(size);
+        for (int64_t from = 0; from < g.batch; from += block) {
+            std::fill(part.begin(), part.end(), T(0));
+            accumulate(part.data(), from, std::min<int64_t>(from + block, g.batch));
+            for (size_t i = 0; i < size; ++i) out[i] += part[i];
+        }
+    }
     void vectors() const {
         add(to.q, g.v_z, g.n, T(-1)), add(to.h, g.v_lam, g.p, T(1)), add(to.b, g.v_nu, g.m, T(1));
         add(to.lb, g.v_lb, g.n, T(-1)), add(to.ub, g.v_ub, g.n, T(1));
         if (!shared(to.Q) || !g.diagonal) return;
-        T* out = View<T>(to.Q).of(0);
-        std::fill(out, out + g.n, T(0));
-        for (int64_t k = 0; k < g.batch; ++k)
-            for (int j = 0; solved(k) && j < g.n; ++j) out[j] -= row(g.v_z, k)[j] * row(g.z, k)[j];
+        blocks(View<T>(to.Q).of(0), g.n, [&](T* sum, int64_t k, int64_t end) {
+            for (; k < end; ++k)
+                for (int j = 0; solved(k) && j < g.n; ++j) sum[j] -= row(g.v_z, k)[j] * row(g.z, k)[j];
+        });
     }
     void add(const Tensor& dst, const Tensor& src, int count, T sign) const {
         if (!shared(dst)) return;
-        T* out = View<T>(dst).of(0);
-        std::fill(out, out + count, T(0));
-        for (int64_t k = 0; k < g.batch; ++k)
-            for (int i = 0; solved(k) && i < count; ++i) out[i] += sign * row(src, k)[i];
+        blocks(View<T>(dst).of(0), count, [&](T* sum, int64_t k, int64_t end) {
+            for (; k < end; ++k)
+                for (int i = 0; solved(k) && i < count; ++i) sum[i] += sign * row(src, k)[i];
+        });
     }
 
-    // −Σ v_z yᵀ + z v_yᵀ, columns as long as z; of Q with only the first term
-    struct Sum {
-        T* out;
-        int columns;
-        const Tensor *y, *v_y;
-    };
-    Sum G() const { return shared(to.G) ? Sum{View<T>(to.G).of(0), g.p, &g.lam, &g.v_lam} : Sum{nullptr, 0, nullptr, nullptr}; }
-    Sum A() const { return shared(to.A) ? Sum{View<T>(to.A).of(0), g.m, &g.nu, &g.v_nu} : Sum{nullptr, 0, nullptr, nullptr}; }
-    Sum Q() const {
-        const bool wanted = shared(to.Q) && !g.diagonal;
-        return wanted ? Sum{View<T>(to.Q).of(0), g.n, &g.z, nullptr} : Sum{nullptr, 0, nullptr, nullptr};
+    Sum matrix(const Tensor& x, int columns, const Tensor& y, const Tensor* v_y) const {
+        return shared(x) ? Sum{View<T>(x).of(0), columns, &y, v_y} : Sum{nullptr, 0, nullptr, nullptr};
     }
     void sum(const Sum& s, int first, int count) const {
         const int n = g.n;
-        T* out = s.out + size_t(first) * n;
-        std::fill(out, out + size_t(count) * n, T(0));
-        for (int64_t k = 0; k < g.batch;) {  // runs of solved members: what the others hold may be NaN
-            int64_t end = k;
-            while (end < g.batch && solved(end)) ++end;
-            if (end > k) {
+        blocks(s.out + size_t(first) * n, size_t(count) * n, [&](T* sum, int64_t k, int64_t last) {
+            for (int64_t end; k < last; k = end + 1) {  // runs of solved members: what the others hold may be NaN
+                for (end = k; end < last && solved(end);) ++end;
+                if (end == k) continue;
                 const int run = int(end - k);
-                update(n, count, run, out, n, row(g.v_z, k), int(g.v_z.stride), row(*s.y, k) + first, int(s.y->stride));
+                update(n, count, run, sum, n, row(g.v_z, k), int(g.v_z.stride), row(*s.y, k) + first, int(s.y->stride));
                 if (s.v_y)
-                    update(n, count, run, out, n, row(g.z, k), int(g.z.stride), row(*s.v_y, k) + first, int(s.v_y->stride));
+                    update(n, count, run, sum, n, row(g.z, k), int(g.z.stride), row(*s.v_y, k) + first, int(s.v_y->stride));
             }
-            k = end + 1;
-        }
+        });
     }
     void symmetric_part() const {
         T* out = View<T>(to.Q).of(0);

@@ -384,3 +384,14 @@ def test_products_do_not_depend_on_threads(kind: str, monkeypatch: pytest.Monkey
         with forced(threads=threads):
             found.append(tuple(gradients(problem, True, monkeypatch)))
     assert same(*found)
+
+
+def test_long_sums_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.1 added 10⁵ times in float32, one after the other, would be 9998.6."""
+    batch = 100_000
+    problem = check(torch.eye(2), torch.zeros(batch, 2), lb=torch.full((2,), 0.1))
+    lb = problem.lb.requires_grad_()
+    Q = problem.Q.requires_grad_()
+    z = solve(Q, problem.q, lb=lb, backend="cpu").z
+    z.backward(torch.full_like(z, 0.1))
+    torch.testing.assert_close(lb.grad, torch.full((2,), 0.1 * batch), rtol=3e-5, atol=0)
