@@ -224,9 +224,9 @@ def draw(rows: list[Row], before: Tensor, after: Tensor) -> Any:
 
 def main(
     train: Annotated[int, Option(help="Training puzzles.")] = 9000,
-    test: Annotated[int, Option(help="Held-out puzzles.")] = 200,
+    test: Annotated[int, Option(help="Held-out puzzles.")] = 300,
     givens: Annotated[int, Option(help="Their mean number of givens.")] = 36,
-    epochs: Annotated[int, Option(help="Epochs.")] = 8,
+    epochs: Annotated[int, Option(help="Epochs.")] = 12,
     per_epoch: Annotated[int, Option(help="Puzzles in an epoch, drawn from them.")] = 2250,
     rate: Annotated[float, Option(help="Adam's rate; it decays to zero.")] = 0.2,
     batch: Annotated[int, Option(help="Puzzles per step, over all processes.")] = 25,
@@ -273,7 +273,7 @@ def main(
 
 def paper(folder: Path, full: bool) -> None:
     """The settings of the report."""
-    main(epochs=20 if full else 8, test=1000 if full else 200, out=folder)
+    main(epochs=20 if full else 12, test=1000 if full else 300, out=folder)
 
 
 def report(folder: Path) -> str:
