@@ -250,7 +250,8 @@ def test_vmap_inside_compile() -> None:
 
 @pytest.mark.parametrize("transform", [grad, lambda f: lambda x: jvp(f, (x,), (x,))[1]], ids=["grad", "jvp"])
 def test_derivatives_inside_compile_are_refused_not_wrong(transform: Callable) -> None:
-    with pytest.raises(Exception, match=r"(?i)forward mode|autograd.Function"):
+    # "from user code": some versions of torch refuse before they come to ours
+    with pytest.raises(Exception, match=r"(?i)forward mode|autograd.Function|from user code"):
         compiled(transform(loss))(ONE)
 
 
@@ -258,9 +259,11 @@ class Layer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.G = torch.nn.Parameter(G.clone())
+        for name, constant in {"Q": Q, "H": H, "A": A, "B": B}.items():  # strict export refuses global tensors
+            self.register_buffer(name, constant)
 
     def forward(self, q: Tensor) -> Tensor:
-        return solution(q, self.G)
+        return optlayer.solve(self.Q, q, self.G, self.H, self.A, self.B, backend=BACKEND).z
 
 
 @pytest.mark.parametrize("strict", [False, True])

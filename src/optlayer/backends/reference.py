@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from optlayer import kkt
 from optlayer.backends.base import Adjoint
@@ -95,17 +94,25 @@ def _standard(problem: Problem) -> _Standard:
     more_n, more_m, more_p = -n % 8, -m % 8, -p % 8
     inf = torch.inf
 
-    def full(x: Tensor | None, shape: tuple[int, ...], padding: tuple[int, ...], absent: float, value: float) -> Tensor:
+    def full(x: Tensor | None, shape: tuple[int, ...], more: tuple[int, ...], absent: float, value: float) -> Tensor:
         x = q.new_full(shape, absent) if x is None else x
-        x = pad(x, padding, value=value)
+        x = _pad(x, more, value)
         return x.expand(batch, *x.shape[-len(shape) :]).contiguous()
 
     return _Standard(
-        full(Q, (n, n), (0, more_n, 0, more_n), 0.0, 0.0), full(q, (n,), (0, more_n), 0.0, 0.0),
-        full(G, (p, n), (0, more_n, 0, more_p), 0.0, 0.0), full(h, (p,), (0, more_p), inf, inf),
-        full(A, (m, n), (0, more_n, 0, more_m), 0.0, 0.0), full(b, (m,), (0, more_m), 0.0, 0.0),
-        full(lb, (n,), (0, more_n), -inf, 0.0), full(ub, (n,), (0, more_n), inf, 0.0),
+        full(Q, (n, n), (more_n, more_n), 0.0, 0.0), full(q, (n,), (more_n,), 0.0, 0.0),
+        full(G, (p, n), (more_p, more_n), 0.0, 0.0), full(h, (p,), (more_p,), inf, inf),
+        full(A, (m, n), (more_m, more_n), 0.0, 0.0), full(b, (m,), (more_m,), 0.0, 0.0),
+        full(lb, (n,), (more_n,), -inf, 0.0), full(ub, (n,), (more_n,), inf, 0.0),
     )  # fmt: skip
+
+
+def _pad(x: Tensor, more: tuple[int, ...], value: float) -> Tensor:
+    """x with `more` entries behind its last dimensions. torch's own pad, in 2.6, refuses a result without entries."""
+    kept = x.shape[-len(more) :]
+    wide = x.new_full((*x.shape[: -len(more)], *(a + b for a, b in zip(kept, more, strict=True))), value)
+    wide[(..., *(slice(size) for size in kept))] = x
+    return wide
 
 
 class _Answer(NamedTuple):
@@ -610,14 +617,14 @@ def _at(problem: Problem, standard: _Standard, point: Point) -> tuple[_Scaled, T
     scaled = _equilibrate(standard)
     lam = _sides(standard, point.lam, point.lam_lb, point.lam_ub)
     z = _wide(point.z, standard.q)
-    slack = pad(point.s.detach().double(), (0, standard.h.shape[-1] - problem.p), value=torch.inf)
+    slack = _pad(point.s.detach().double(), (standard.h.shape[-1] - problem.p,), torch.inf)
     s = torch.cat([slack, z - standard.lb, standard.ub - z], -1).clamp(min=0)
     on = scaled.on > 0
     return scaled, torch.where(on, lam / scaled.sides * scaled.cost, 0.0), torch.where(on, s * scaled.sides, 1.0)
 
 
 def _wide(x: Tensor, like: Tensor) -> Tensor:
-    return pad(x.detach().double(), (0, like.shape[-1] - x.shape[-1]))
+    return _pad(x.detach().double(), (like.shape[-1] - x.shape[-1],), 0.0)
 
 
 def _sides(standard: _Standard, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
