@@ -87,9 +87,10 @@ class Target:
         where = pick(self.values, key=self.values.__getitem__)
         worst = self.values[where]
         met = [value for value in self.values.values() if (value >= self.bound) == self.at_least or value == self.bound]
-        verdict = "reached" if len(met) == len(self.values) else "**missed**"
-        if len(self.values) > 1:
-            verdict += f" ({len(met)} of {len(self.values)})"
+        total, missed = len(self.values), len(self.values) - len(met)
+        verdict = "**missed**" if missed else "reached"
+        if total > 1:
+            verdict += f" by {missed} of {total}" if missed else f" by all {total}"
         ratio = worst / self.bound if self.at_least else self.bound / max(worst, 1e-300)
         return [self.words, self._limit(), f"{_number(worst)}{self.unit} ({where})", _number(ratio), verdict]
 
@@ -188,22 +189,19 @@ def _against_the_best(m: Measurements) -> str:
     return _table(head, rows)
 
 
-def _everyone(m: Measurements) -> str:
-    peers = m.peers()
+def _everyone(m: Measurements, kind: str) -> str:
+    """The times of all peers, a column for each workload: there are more letters in its name than in a number."""
+    names = list(m.workloads)
 
     def cell(workload: str, peer: str) -> str:
-        row = m.row(workload, peer)
-        if not row.get("forward"):
+        time = m.time(workload, peer, kind)
+        if time is None:
             return "–"
-        cells = []
-        for kind in ("forward", "both"):
-            time = m.time(workload, peer, kind)
-            if time is not None:
-                wrong = "" if m.correct(workload, peer, kind) else " ✗"
-                cells.append(_milliseconds(time) + wrong)
-        return " / ".join(cells)
+        return _milliseconds(time) + ("" if m.correct(workload, peer, kind) else "\u00a0✗")
 
-    return _table(["workload", *peers], [[f"`{name}`", *(cell(name, peer) for peer in peers)] for name in m.workloads])
+    rows = [[peer, *(cell(name, peer) for name in names)] for peer in m.peers()]
+    head = ["", *(name.replace("_", " ") for name in names)]
+    return _table(head, [row for row in rows if set(row[1:]) != {"–"}])
 
 
 def _accuracy(m: Measurements) -> str:
@@ -345,10 +343,12 @@ def page(m: Measurements) -> str:
         "Hollow marks are wrong answers.",
         "![Time for each problem and the size of the batch](pictures/benchmarks-batch.svg)",
         "## Everyone",
-        "Forward / forward + backward, milliseconds. `moreau-shared` has one P and A for the batch, `moreau-sparse` "
-        "only their non-zero entries, `daqp-bounds` takes bounds as such; `optlayer-threads` has two threads and two "
-        "cores.",
-        _everyone(m),
+        "Milliseconds. `moreau-shared` has one P and A for the batch, `moreau-sparse` only their non-zero entries, "
+        "`daqp-bounds` takes bounds as such; `optlayer-threads` has two threads and two cores.",
+        "Forward:",
+        _everyone(m, "forward"),
+        "Forward and backward:",
+        _everyone(m, "both"),
         "## Accuracy of optlayer",
         "Residuals of the optimality conditions in the problem's units and relative to the largest terms, errors of z "
         "and of the worst gradient against the exact ones, and how far these are from finite differences.",

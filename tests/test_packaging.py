@@ -1,10 +1,14 @@
 """What a user who installs the package may rely on."""
 
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from importlib.resources import files
 from pathlib import Path
+
+import pytest
 
 import optlayer
 
@@ -12,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 OPTIONAL = ["jax", "lightning_fabric", "matplotlib", "qpsolvers", "qpth", "rich", "scipy", "typer"]
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def run(code: str, *options: str) -> str:
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_import_takes_less_than_50_ms_beyond_torch() -> None:
@@ -55,3 +59,26 @@ def test_version_is_written_once() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert "\nversion =" not in pyproject
     assert 'dynamic = ["version"]' in pyproject
+
+
+def test_installs_and_solves_without_a_compiler(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core", reason="builds the wheel")
+    nothing = {"CC": "/bin/false", "CXX": "/bin/false"}
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cmake, so that it asks for a compiler
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        env={**os.environ, **nothing, "PATH": tools}, check=True,
+    )
+    (wheel,) = tmp_path.glob("*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "/lib/" in name]  # nor what lies in src/ from other builds
+        archive.extractall(tmp_path / "packages")
+    # -S: no editable install comes before the wheel. The slash: optlayer looks for libraries in ".../site-packages".
+    others = [f"{folder}/" for folder in sys.path if folder.endswith("site-packages")]
+    code = f"""if True:
+        import runpy, sys
+        sys.path[:] = [{str(tmp_path / "packages")!r}, *sys.path, *{others!r}]
+        sys.argv.append("--reference-only")
+        runpy.run_path({str(ROOT / "tests" / "smoke.py")!r}, run_name="__main__")
+    """
+    assert "reference: solved and differentiated" in run(code, "-S")
