@@ -20,7 +20,7 @@ goes to `_certify`: the closest point to feasibility, or the steepest ray, prove
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +111,8 @@ def _pad(x: Tensor, more: tuple[int, ...], value: float) -> Tensor:
     """x with `more` entries behind its last dimensions. torch's own pad, in 2.6, refuses a result without entries."""
     kept = x.shape[-len(more) :]
     wide = x.new_full((*x.shape[: -len(more)], *(a + b for a, b in zip(kept, more, strict=True))), value)
-    wide[(..., *(slice(size) for size in kept))] = x
+    corner: Any = (..., *(slice(size) for size in kept))
+    wide[corner] = x
     return wide
 
 
