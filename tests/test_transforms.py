@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -219,6 +220,18 @@ def test_compile_forward_and_backward() -> None:
             found.append((*values, *(x.grad for x in leaves)))
         for mine, theirs in zip(*found, strict=True):
             assert close(mine, theirs)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["default", "fullgraph"])
+def test_compile_makes_one_graph(whole: bool) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    q = MANY.clone().requires_grad_()
+    value = torch.compile(loss, fullgraph=whole, backend=counter)(q)
+    value.backward()
+    assert counter.frame_count == 1
+    assert close(q.grad, grad(loss)(MANY))
+    assert close(value.detach(), loss(MANY))
 
 
 @pytest.mark.parametrize("diagonal", [False, True])

@@ -66,7 +66,22 @@ def _factor(factor: Tensor) -> tuple[Tensor, ...]:
 
 def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor, ...]:
     """call.solve by the operator."""
-    return _outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep_factor)))
+    return _outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep_factor and _any_size())))
+
+
+def _any_size() -> bool:
+    """Whether the graph being traced may hold a tensor, the factor, whose size is known only when it runs.
+
+    torch.compile breaks the graph there, except with `fullgraph=True` in newer versions (in 2.13, not in 2.6). So
+    without, the factor is not kept, and the derivative makes it anew.
+    """
+    context = torch._guards.TracingContext.try_get()
+    shapes = context.fake_mode.shape_env if context and context.fake_mode else None
+    return shapes is None or shapes.allow_dynamic_output_shape_ops
+
+
+# What torch.compiler.assume_constant_result does, which imports the whole compiler: called when the graph is traced.
+_any_size._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Tensor]) -> Adjoint:

@@ -63,11 +63,16 @@ class Solution:
     Attributes:
         z: minimiser (…, n).
         s: slack h − G z (…, p), inf where h is.
-        lam, nu, lam_lb, lam_ub: multipliers of G z ≤ h (…, p), A z = b (…, m), lb ≤ z and z ≤ ub (…, n); absent
-            parts have no columns. All six are differentiable with respect to whatever requires a gradient.
+        lam: multipliers of G z ≤ h (…, p).
+        nu: multipliers of A z = b (…, m).
+        lam_lb: multipliers of lb ≤ z (…, n).
+        lam_ub: multipliers of z ≤ ub (…, n). Absent parts have no columns. All six are differentiable with respect
+            to whatever requires a gradient.
         status: Status of each member, int32, shape (…).
         iterations: interior-point iterations of each member.
-        primal_residual, dual_residual, gap: max-norm residuals of each member, in the problem's units.
+        primal_residual: max-norm residual of the constraints, for each member, in the problem's units.
+        dual_residual: that of stationarity.
+        gap: that of complementarity.
     """
 
     def __init__(self, problem: Problem, point: Point) -> None:
