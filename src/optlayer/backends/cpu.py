@@ -41,7 +41,7 @@ class Core:
                     self.variant, self.path = variant, path
                     self._load()
                     return
-        tried = ", ".join(str(folder) for folder in folders)
+        tried = ", ".join(dict.fromkeys(map(str, folders)))
         raise OSError(
             f"no compiled core for {'/'.join(variants)} in {tried}: "
             "optlayer was installed without a C++ compiler; install one and reinstall"

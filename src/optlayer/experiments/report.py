@@ -55,7 +55,8 @@ def provenance(name: str, module: ModuleType, folder: Path) -> str:
     options, machine = config["options"], config["machine"]
     first, count = options.get("seed", 0), options.get("seeds", 1)
     facts = [f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}"]
-    facts.append(machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads")
+    counts = (f"{machine[what]} {what if machine[what] != 1 else what[:-1]}" for what in ("cores", "threads"))
+    facts.append(machine["gpu"] or ", ".join((machine["processor"], *counts)))
     facts.append(f"torch {machine['torch']}")
     if results.get("seconds"):
         facts.append(duration(results["seconds"]))
