@@ -1,221 +1,212 @@
 """Everything that a GPU can tell, by one command: `make gpu`.
 
-1. the suite on the backend `cuda`, and the tests marked `gpu`;
-2. compute-sanitizer (memcheck, racecheck) on a small run, where it is installed;
-3. times of the workloads: ours, and qpth, qpax and Moreau where they can be imported, on the same inputs;
-4. the roofline: counted operations and bytes, the floor they give with the card's measured rates, the achieved share.
+1. times of the workloads, forward and with the derivative: ours, and qpth, qpax, Moreau and cuPIQP (0.1.0, its layer
+   for PyTorch) where they can be imported, on the same inputs, each with its errors;
+2. the roofline: counted operations and bytes, the floor they give with the card's measured rates, the achieved share;
+3. the paper's figure 1, first calls, CUDA graphs, and the sizes from which on another team or the reference is faster;
+4. the targets, reached or missed;
+5. compute-sanitizer (memcheck, racecheck) on a small run, where it is installed, and the suite on the backend `cuda`.
 
-Tables go to stdout, everything to benchmarks/results/gpu.json with the machine and the commit.
+Tables go to stdout, everything to benchmarks/results/gpu.json with the machine and the commit. Without a GPU,
+`--device cpu --quick` rehearses it with the backend `cpu` on smaller problems: the numbers then mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import re
 import shutil
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import optlayer
-from benchmarks.workloads import WORKLOADS, Workload, random_dense, safety, sudoku
-from optlayer.backends import args as core_args
+from benchmarks import gpu_report, gpu_tasks
+from benchmarks.peers import RIVALS
 from optlayer.backends import cuda, nvrtc
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
-RIVALS = ("qpth", "qpax", "moreau")
+ROOT = Path(__file__).parents[1]
 CASES = (  # workload, dtype, whether the rivals run
-    (Workload("fig2_b128", 128, random_dense(100)), "float64", True),
-    (Workload("fig2_b4096", 4096, random_dense(100)), "float64", False),
-    (WORKLOADS["fig1_n10_b128"], "float64", True),
-    (WORKLOADS["fig1_n50_b128"], "float64", True),
-    (WORKLOADS["fig1_n500_b16"], "float64", True),
-    (Workload("sudoku_b150", 150, sudoku), "float64", True),
-    (Workload("safety_b4096", 4096, safety), "float64", True),
-    (Workload("safety_b1000000", 10**6, safety), "float32", False),
+    ("fig2_b128", "float64", True),
+    ("fig2_b4096", "float64", True),
+    ("fig1_n10_b128", "float64", True),
+    ("fig1_n50_b128", "float64", True),
+    ("fig1_n500_b16", "float64", True),
+    ("sudoku_b150", "float64", True),
+    ("safety_b4096", "float64", True),
+    ("safety_b1000000", "float64", True),
+    ("safety_b1000000", "float32", False),
 )
+CROSSOVER = (64, 100, 128, 200, 300, 500)  # n = p, batch 128: the kernels against the reference
+TEAMS = (4, 8, 16, 32, 48, 64, 100)  # n = p, batch 4096: the teams of cuda.TABLE against each other
+PACKAGES = ("qpth", "qpax", "jax", "moreau", "moreau-cuda12", "moreau-cuda13", "cupiqp", "warp-lang", "numpy")
 
 
-# ---- times ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Run:
+    """Where and how to measure, and what is measured so far."""
 
+    device: str
+    quick: bool
+    together: bool
+    out: Path
+    result: dict[str, Any] = field(default_factory=dict)
 
-def median(call: Callable[[], object], least: float = 0.5, most: int = 200) -> float:
-    """Median seconds of `call`, by events of the device, after a warm-up."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    seconds: list[float] = []
-    begin = time.perf_counter()
-    while len(seconds) < 5 or (time.perf_counter() - begin < least and len(seconds) < most):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1000)
-    return statistics.median(seconds)
+    @property
+    def seconds(self) -> float:
+        return 0.01 if self.quick else 0.5
 
+    def workload(self, name: str) -> str:
+        """The workload, or a small one of its kind for a rehearsal."""
+        if not self.quick:
+            return name
+        name = re.sub(r"fig2|fig1_n(\d\d+)", "fig1_n10", name)
+        return re.sub(r"_b\d+", "_b8", name)
 
-def tensors_of(workload: Workload, dtype: str) -> dict[str, torch.Tensor]:
-    return {k: torch.as_tensor(v, device="cuda", dtype=getattr(torch, dtype)) for k, v in workload.data().items()}
+    def ask(
+        self, task: str, apart: dict[str, str] | None = None, limit: float = 300, **arguments: Any
+    ) -> dict[str, Any]:
+        """The answer of a task, or {"error": …, "trace": …}.
 
-
-def with_gradient(
-    solve: Callable[..., Any], tensors: dict[str, torch.Tensor], upstream: torch.Tensor
-) -> Callable[[], None]:
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}
-
-    def run() -> None:
-        for leaf in leaves.values():
-            leaf.grad = None
-        solve(**leaves).backward(upstream)
-
-    return run
-
-
-def ours(**tensors: torch.Tensor) -> torch.Tensor:
-    return optlayer.solve(**tensors, backend="cuda", check=False).z
-
-
-def rival(name: str, tensors: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The rival's solve, as a function of the same tensors; raises ImportError where it cannot be had."""
-    if name == "qpth":
-        from qpth.qp import QPFunction
-
-        empty = tensors["q"].new_empty(0)
-
-        def run(**t: torch.Tensor) -> torch.Tensor:
-            return QPFunction(verbose=-1)(t["Q"], t["q"], t["G"], t["h"], t.get("A", empty), t.get("b", empty))
-
-        return run
-    raise ImportError(f"{name} has no case for the GPU here: its own timings are in docs/benchmarks.md")
-
-
-def qpax_time(tensors: dict[str, torch.Tensor]) -> float:
-    """Seconds of qpax's batched solve (JAX), forward alone."""
-    import jax
-    import qpax
-
-    jax.config.update("jax_enable_x64", True)
-    batch, n = tensors["q"].shape
-    full = {}
-    for name, shape in (("Q", (n, n)), ("q", (n,)), ("A", (0, n)), ("b", (0,)), ("G", (0, n)), ("h", (0,))):
-        x = tensors[name] if name in tensors else tensors["q"].new_zeros(shape)
-        full[name] = jax.numpy.asarray(x.expand(batch, *x.shape[-len(shape):]).cpu().numpy())
-    run = jax.jit(jax.vmap(qpax.solve_qp))
-    order = ("Q", "q", "A", "b", "G", "h")
-    seconds = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        jax.block_until_ready(run(*(full[name] for name in order)))
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[3:])
-
-
-def measure(workload: Workload, dtype: str, rivals: bool) -> dict[str, Any]:
-    tensors = tensors_of(workload, dtype)
-    upstream = torch.as_tensor(workload.upstream(), device="cuda", dtype=getattr(torch, dtype))
-    begin = time.perf_counter()
-    solution = optlayer.solve(**tensors, backend="cuda", check=False)
-    torch.cuda.synchronize()
-    first = time.perf_counter() - begin
-    row: dict[str, Any] = {
-        "dtype": dtype, "first_call": first, "solved": float(solution.solved.float().mean()),
-        "iterations": float(solution.iterations.float().mean()),
-        "forward": median(lambda: ours(**tensors)),
-        "both": median(with_gradient(ours, tensors, upstream)),
-    }
-    row["rate"] = workload.batch / row["forward"]
-    if rivals:
-        for name in RIVALS:
+        Args:
+            task: a function of gpu_tasks.
+            apart: changes of the environment, for which the task needs a process of its own in any case.
+            limit: seconds until it is given up.
+            arguments: of the task, beside `device`.
+        """
+        arguments["device"] = self.device
+        if self.together and apart is None:
             try:
-                if name == "qpax":
-                    row[name] = {"forward": qpax_time(tensors)}
-                    continue
-                solve = rival(name, tensors)
-                row[name] = {
-                    "forward": median(lambda solve=solve: solve(**tensors), most=20),
-                    "both": median(with_gradient(solve, tensors, upstream), most=20),
-                }
+                return gpu_tasks.TASKS[task](**arguments)
             except Exception as error:
-                row[name] = f"{type(error).__name__}: {error}"[:200]
-    row["roofline"] = roofline(tensors, row)
-    return row
+                return {"error": f"{type(error).__name__}: {error}"[:200], "trace": traceback.format_exc()}
+        command = [sys.executable, "-m", "benchmarks.gpu_tasks", task, json.dumps(arguments)]
+        environment = {**os.environ, **(apart or {})}
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, env=environment, cwd=ROOT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"more than {limit} s"}
+        if done.returncode == 0:
+            answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+            return answer
+        lines = done.stderr.strip().splitlines()[-20:] or [f"ended with code {done.returncode}"]
+        return {"error": lines[-1][:200], "trace": "\n".join(lines)}
+
+    def keep(self, name: str, what: Any) -> None:
+        """Write down a part of the result: a run that is cut off keeps it."""
+        self.result[name] = what
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps(self.result, indent=1) + "\n")
 
 
-def linear_ratio(n: int, batch: int = 128) -> dict[str, float]:
-    """The paper's figure 1: a QP layer of n variables beside a linear layer."""
-    x = torch.randn(batch, n, device="cuda")
-    layer = torch.nn.Linear(n, n, device="cuda")
-    tensors = tensors_of(Workload("fig1", batch, random_dense(n)), "float32")
-    linear, qp = median(lambda: layer(x)), median(lambda: ours(**tensors))
-    return {"linear": linear, "qp": qp, "ratio": qp / linear}
+# ---- the parts -------------------------------------------------------------------------------------------------------
 
 
-# ---- roofline ------------------------------------------------------------------------------------------------------
+def workloads(run: Run, only: list[str]) -> dict[str, Any]:
+    """Ours and the rivals on every workload."""
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, dtype, rivals in CASES:
+            if only and name not in only:
+                continue
+            work, answer, key = run.workload(name), f"{folder}/{name}.npz", f"{name} {dtype}"
+            say(key)
+            here: dict[str, Any] = {"seconds": run.seconds, "name": work, "answer": answer if rivals else None}
+            rows[key] = row = run.ask("ours", dtype=dtype, **here)
+            if "error" not in row:
+                row["roofline"] = roofline(row, run.result["ceilings"])
+            row["rivals"] = {peer: run.ask("rival", peer=peer, **here) for peer in RIVALS} if rivals else {}
+            Path(answer).unlink(missing_ok=True)
+            run.keep("workloads", rows)
+    return rows
 
 
-def ceilings() -> dict[str, float]:
-    """Bytes/s of a large copy, flop/s of large products, measured."""
-    source = torch.empty(2**28, device="cuda")
-    target = torch.empty_like(source)
-    rates = {"bytes": 2 * source.numel() * 4 / median(lambda: target.copy_(source))}
-    for dtype in ("float32", "float64"):
-        a = torch.randn(4096, 4096, device="cuda", dtype=getattr(torch, dtype))
-        rates[dtype] = 2 * 4096**3 / median(lambda a=a: a @ a)
-    return rates
-
-
-def roofline(tensors: dict[str, torch.Tensor], row: dict[str, Any]) -> dict[str, Any]:
-    """Flops and bytes of a forward pass (inputs read once, outputs written once), and the floor they give."""
-    batch, n = tensors["q"].shape
-    p = tensors["G"].shape[-2] if "G" in tensors else 0
-    m = tensors["A"].shape[-2] if "A" in tensors else 0
-    shared = all(tensors[k].dim() == 2 for k in ("Q", "G", "A") if k in tensors)
-    its = row["iterations"]
-    choice = cuda.variant(n, m, p, batch)
-    schur = choice is not None and choice.threads > 1 and p > 0 and p <= n
-    if schur:
-        step, once = p**3 / 3 + 10 * p * p, n**3 / 3 + n * n * (p + m) + n * (p + m) ** 2
-    else:
-        step, once = n**3 / 3 + p * n * n + m * n * n + m * m * n + m**3 / 3 + 12 * n * (n + p + m), n**3 / 3
-    polish = step + 3 * 4 * (n * n + n * p + n * m)
-    flops = batch * (its * step + polish) + once * (1 if shared else batch)
-    size = tensors["q"].element_size()
-    read = sum(x.numel() for x in tensors.values()) * size
-    written = batch * (n + 2 * p + m + 3) * size + batch * 8
-    rates = CEILINGS
-    floor = max(flops / rates[row["dtype"]], (read + written) / rates["bytes"])
-    bound = "arithmetic" if flops / rates[row["dtype"]] > (read + written) / rates["bytes"] else "bytes"
+def roofline(row: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+    """The floor that counted operations and bytes give, and what bounds: neither of them where the share is small."""
+    if "error" in rates:
+        return {}
+    arithmetic, traffic = row["flops"] / rates[row["dtype"]], row["bytes"] / rates["bytes"]
+    floor = max(arithmetic, traffic)
     share = floor / row["forward"]
-    return {"flops": flops, "bytes": read + written, "floor": floor, "share": share, "bound": bound}
+    bound = "latency" if share < 0.3 else "arithmetic" if arithmetic > traffic else "bytes"
+    return {"floor": floor, "share": share, "bound": bound}
 
 
-CEILINGS: dict[str, float] = {}
+def figure1(run: Run) -> dict[str, Any]:
+    """The paper's figure 1: a QP layer of n variables beside a linear layer, float32, batch 128."""
+    result: dict[str, Any] = {}
+    for n in (10, 50, 100, 500):
+        say(f"figure 1, n = {n}")
+        qp = run.ask("ours", name=run.workload(f"fig1_n{n}_b128"), dtype="float32", seconds=run.seconds)
+        plain = run.ask("linear", n=10 if run.quick else n, batch=8 if run.quick else 128, seconds=run.seconds)
+        ratios = {k: qp[k] / plain[k] for k in ("forward", "both")} if not {"error"} & {*qp, *plain} else {}
+        result[str(n)] = {"linear": plain, "qp": qp, **ratios}
+    return result
 
 
-# ---- suite and sanitizer -------------------------------------------------------------------------------------------
+def first_calls(run: Run) -> dict[str, Any]:
+    """The first call of a process with an empty cache of kernels, and of the next process, which finds it filled."""
+    name = run.workload("fig2_b128")
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            kind: run.ask("first", apart={"XDG_CACHE_HOME": folder}, name=name) for kind in ("compiling", "cached")
+        }
 
 
-def run(command: list[str], limit: int) -> dict[str, Any]:
-    print("$", " ".join(command), flush=True)
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        code, text = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired:
-        code, text = -1, f"stopped after {limit} s"
-    tail = "\n".join(text.strip().splitlines()[-25:])
-    print(tail, flush=True)
-    return {"command": command, "code": code, "seconds": time.perf_counter() - begin, "tail": tail}
+def graphs(run: Run) -> dict[str, Any]:
+    """Calls captured in CUDA graphs: what is saved is time of the host."""
+    return {
+        name: {
+            kind: run.ask("graph", name=run.workload(name), kind=kind, seconds=run.seconds)
+            for kind in ("forward", "both")
+        }
+        for name in ("fig2_b128", "safety_b4096")
+    }
+
+
+def crossover(run: Run) -> dict[str, Any]:
+    """Kernels and the reference backend on the same problems, by size."""
+    last = list(cuda.TABLE[-1][-1]) if run.device == "cuda" else None
+    ways: dict[str, dict[str, Any]] = {"kernels": {"team": last}, "reference": {"backend": "reference"}}
+    return by_size(run, (4,) if run.quick else CROSSOVER, 128, ways)
+
+
+def teams(run: Run) -> dict[str, Any]:
+    """The teams of cuda.TABLE on the same problems, by size; one thread only where its local memory holds them."""
+    sizes = TEAMS[:1] if run.quick else TEAMS
+    ways = {f"{team.threads}": {"team": list(team)} for *_, team in cuda.TABLE}
+    if run.device != "cuda":
+        ways = {"1": {}}
+    return by_size(run, sizes, 4096, ways, skip=lambda n, way: way == "1" and n > 16)
+
+
+def by_size(run: Run, sizes: tuple[int, ...], batch: int, ways: dict[str, Any], skip: Any = None) -> dict[str, Any]:
+    """Times of n = p in float64 for every way of solving."""
+    result: dict[str, Any] = {}
+    for n in sizes:
+        say(f"n = {n}, batch {batch}: {', '.join(ways)}")
+        name = f"fig1_n{n}_b{8 if run.quick else batch}"
+        result[str(n)] = {
+            way: run.ask("ours", name=name, dtype="float64", seconds=run.seconds, **arguments)
+            for way, arguments in ways.items()
+            if skip is None or not skip(n, way)
+        }
+    return result
+
+
+# ---- suite and sanitizer ---------------------------------------------------------------------------------------------
 
 
 SMALL = """
@@ -232,76 +223,91 @@ torch.cuda.synchronize()
 """
 
 
-def checks(suite: bool) -> list[dict[str, Any]]:
+def execute(command: list[str], limit: int) -> dict[str, Any]:
+    print("$", " ".join(command), flush=True)
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT, check=False)
+        code, text = done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        code, text = -1, f"stopped after {limit} s"
+    tail = "\n".join(text.strip().splitlines()[-25:])
+    print(tail, flush=True)
+    return {"command": command, "code": code, "seconds": time.perf_counter() - begin, "tail": tail}
+
+
+def checks(device: str, suite: bool) -> list[dict[str, Any]]:
     python, done = sys.executable, []
-    if suite:
-        done.append(run([python, "-m", "pytest", "-q", "-m", "not slow", "--backend", "cuda", "tests"], 1500))
-        done.append(run([python, "-m", "pytest", "-q", "-m", "gpu", "tests"], 900))
-    if tool := shutil.which("compute-sanitizer"):
+    if device == "cuda" and (tool := shutil.which("compute-sanitizer")):
         for which in ("memcheck", "racecheck"):
-            done.append(run([tool, "--tool", which, "--error-exitcode", "9", python, "-c", SMALL], 1200))
+            done.append(execute([tool, "--tool", which, "--error-exitcode", "9", python, "-c", SMALL], 1200))
     else:
-        print("compute-sanitizer is not installed: skipped")
+        print("no compute-sanitizer")
+    if suite:
+        done.append(execute([python, "-m", "pytest", "-q", "-m", "not slow", "--backend", device, "tests"], 1800))
+        done.append(execute([python, "-m", "pytest", "-q", "-m", "gpu", "tests"], 900))
     return done
 
 
-# ---- the report ----------------------------------------------------------------------------------------------------
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def machine(device: str) -> dict[str, Any]:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
     compiler = nvrtc.compiler()
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
     return {
-        "gpu": torch.cuda.get_device_name(), "architecture": nvrtc.device(0).architecture, "torch": torch.__version__,
-        "cuda": torch.version.cuda, "nvrtc": compiler if isinstance(compiler, str) else compiler.version,
-        "python": platform.python_version(), "numpy": np.__version__, "commit": commit,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "architecture": nvrtc.device(0).architecture if device == "cuda" else None,
+        "torch": torch.__version__, "cuda": torch.version.cuda,
+        "nvrtc": compiler if isinstance(compiler, str) else compiler.version,
+        "python": platform.python_version(), "versions": versions,
+        "commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "src")),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
 
-def show(rows: dict[str, dict[str, Any]]) -> None:
-    head = ("workload", "dtype", "solved", "its", "forward ms", "both ms", "QPs/s", "floor ms", "share", "rivals ms")
-    print("\n| " + " | ".join(head) + " |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, r in rows.items():
-        if "error" in r:
-            print(f"| {name} | {r['error']} |")
-            continue
-        rivals = ", ".join(f"{k} {r[k]['forward'] * 1e3:.3g}" for k in RIVALS if isinstance(r.get(k), dict))
-        roof = r["roofline"]
-        print(
-            f"| {name} | {r['dtype']} | {r['solved']:.1%} | {r['iterations']:.1f} | {r['forward'] * 1e3:.3f} "
-            f"| {r['both'] * 1e3:.3f} | {r['rate']:.3g} | {roof['floor'] * 1e3:.4f} ({roof['bound']}) "
-            f"| {roof['share']:.1%} | {rivals or '–'} |"
-        )
-
-
-def main() -> None:
+def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-suite", action="store_true", help="times alone")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if reason := cuda.unavailable():
-        raise SystemExit(f"make gpu needs a GPU: {reason}")
-    result: dict[str, Any] = {"machine": machine(), "methods": core_args.METHODS}
-    CEILINGS.update(ceilings())
-    result["ceilings"] = CEILINGS
-    rows: dict[str, dict[str, Any]] = {}
-    for workload, dtype, rivals in CASES:
-        try:
-            rows[workload.name] = measure(workload, dtype, rivals)
-        except Exception as error:
-            rows[workload.name] = {"error": f"{type(error).__name__}: {error}"[:300]}
-        torch.cuda.empty_cache()
-    result["workloads"] = rows
-    result["figure1"] = {n: linear_ratio(n) for n in (10, 50, 100, 500)}
-    show(rows)
-    print("\nfigure 1, QP layer / linear layer:", {n: round(r["ratio"], 1) for n, r in result["figure1"].items()})
-    result["checks"] = checks(not options.no_suite)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1))
-    print(f"\n{options.out}")
-    if any(check["code"] for check in result["checks"]):
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    parser.add_argument("--quick", action="store_true", help="small problems, few repetitions")
+    parser.add_argument("--together", action="store_true", help="all in this process: a crash ends it")
+    parser.add_argument("--only", action="append", default=[], metavar="WORKLOAD", help="may be repeated")
+    parser.add_argument("--no-suite", action="store_true", help="without the test suite")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, or build/gpu.json")
+    options = parser.parse_args(words)
+    if options.device == "cuda" and (reason := cuda.unavailable()):
+        raise SystemExit(f"make gpu needs a GPU: {reason} (--device cpu --quick: a rehearsal)")
+    real = options.device == "cuda" and not options.quick
+    out = options.out or (ROOT / "benchmarks" / "results" if real else ROOT / "build") / "gpu.json"
+    run = Run(options.device, options.quick, options.together, out.resolve())
+    run.keep("rehearsal", not real)
+    run.keep("machine", machine(options.device))
+    run.keep("ceilings", run.ask("ceilings", seconds=run.seconds, size=4096 if real else 128))
+    workloads(run, options.only)
+    run.keep("figure1", figure1(run))
+    run.keep("first_calls", first_calls(run))
+    run.keep("graph", graphs(run))
+    run.keep("crossover", crossover(run))
+    run.keep("teams", teams(run))
+    run.keep("targets", gpu_report.targets(run.result))
+    gpu_report.show(run.result)
+    run.keep("checks", checks(options.device, not options.no_suite))
+    print(f"\n{run.out}")
+    if any(check["code"] for check in run.result["checks"]):
         raise SystemExit("a check failed")
+    return run.result
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """One adapter for each peer: how its own documentation would have a user solve a batch, and differentiate it.
 
 Outside the timed calls: imports, allocation of solver objects that can be reused, and the layout of the data that the
-peer wants (a user with that peer would keep it so). Inside: whatever new numbers in Q, q, G, h, A, b make necessary.
-Every peer has the tolerances of its defaults.
+peer wants (a user with that peer would keep it so). Inside: whatever new numbers in Q, q, G, h, A, b make necessary,
+and on a GPU the wait until it is done. Every peer has the tolerances of its defaults.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -39,35 +40,44 @@ class Case:
 # --- layers in torch ------------------------------------------------------------------------------------------------
 
 
-def _torch_case(solve: Callable[..., Any], leaves: dict[str, Any], upstream: Any) -> Case:
-    """The calls of a differentiable torch function of `leaves`, which returns z."""
+def _torch_case(
+    solve: Callable[..., Any], leaves: dict[str, Any], upstream: np.ndarray, dtype: str = "float64"
+) -> Case:
+    """The calls of a differentiable torch function of `leaves`, which returns z.
+
+    On a GPU the forward part is not told apart: to wait for it would lengthen the whole.
+    """
     import torch
 
     fixed = {name: leaf.detach() for name, leaf in leaves.items()}
+    device = fixed["q"].device
+    gpu = device.type == "cuda"
+    weight = torch.tensor(upstream, dtype=getattr(torch, dtype), device=device)
 
     def forward() -> Any:
         with torch.no_grad():
-            return solve(**fixed)
+            z = solve(**fixed)
+        if gpu:
+            torch.cuda.synchronize()
+        return z
 
-    def both() -> tuple[float, Any, Any]:
+    def both() -> tuple[float | None, Any, Any]:
         start = perf_counter()
         z = solve(**leaves)
-        seconds = perf_counter() - start
-        return seconds, z, dict(zip(leaves, torch.autograd.grad(z, list(leaves.values()), upstream), strict=True))
+        seconds = None if gpu else perf_counter() - start
+        grads = torch.autograd.grad(z, list(leaves.values()), weight)
+        if gpu:
+            torch.cuda.synchronize()
+        return seconds, z, dict(zip(leaves, grads, strict=True))
 
-    return Case(forward, both, lambda raw: {name: grad.numpy() for name, grad in raw.items()})
+    return Case(forward, both, lambda raw: {name: grad.cpu().numpy() for name, grad in raw.items()})
 
 
-def _leaves(tensors: Arrays, dtype: str) -> dict[str, Any]:
+def _leaves(tensors: Arrays, dtype: str = "float64", device: str = "cpu") -> dict[str, Any]:
     import torch
 
-    return {name: torch.tensor(value, dtype=getattr(torch, dtype)).requires_grad_() for name, value in tensors.items()}
-
-
-def _upstream(upstream: np.ndarray, dtype: str) -> Any:
-    import torch
-
-    return torch.tensor(upstream, dtype=getattr(torch, dtype))
+    kind = {"dtype": getattr(torch, dtype), "device": device}
+    return {name: torch.tensor(value, **kind).requires_grad_() for name, value in tensors.items()}
 
 
 def _expanded(batch: int, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -77,24 +87,41 @@ def _expanded(batch: int, tensors: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def optlayer(tensors: Arrays, upstream: np.ndarray, backend: str = "cpu", dtype: str = "float64") -> Case:
+def optlayer(
+    tensors: Arrays, upstream: np.ndarray, backend: str = "cpu", dtype: str = "float64", device: str = "cpu"
+) -> Case:
     from optlayer import solve
 
-    return _torch_case(lambda **t: solve(**t, backend=backend).z, _leaves(tensors, dtype), _upstream(upstream, dtype))
+    check = device == "cpu"  # on a GPU it would be one more wait
+    leaves = _leaves(tensors, dtype, device)
+    return _torch_case(lambda **t: solve(**t, backend=backend, check=check).z, leaves, upstream, dtype)
 
 
-def qpth(tensors: Arrays, upstream: np.ndarray) -> Case:
+def qpth(tensors: Arrays, upstream: np.ndarray, device: str = "cpu") -> Case:
     import torch
     from qpth.qp import QPFunction
 
-    batch, empty = len(upstream), torch.tensor([], dtype=torch.float64)
+    batch, empty = len(upstream), torch.tensor([], dtype=torch.float64, device=device)
 
     def solve(**t: Any) -> Any:
         t = _expanded(batch, t)
         layer = QPFunction(verbose=-1, check_Q_spd=False)
         return layer(t["Q"], t["q"], t["G"], t["h"], t.get("A", empty), t.get("b", empty))
 
-    return _torch_case(solve, _leaves(tensors, "float64"), _upstream(upstream, "float64"))
+    return _torch_case(solve, _leaves(tensors, device=device), upstream)
+
+
+def cupiqp(tensors: Arrays, upstream: np.ndarray, device: str = "cuda") -> Case:
+    """Its layer for dense problems. What it returns is overwritten by its next call."""
+    if device == "cpu":
+        raise Unsuitable("it runs on GPUs alone")
+    from cupiqp.torch import DenseSolverLayer
+
+    theirs = {"Q": "P", "q": "c", "G": "G", "h": "h_u", "A": "A", "b": "b"}
+    leaves = _leaves(tensors, device=device)
+    layer = DenseSolverLayer(device=device)
+    layer.setup(**{theirs[name]: leaf.detach() for name, leaf in leaves.items()})
+    return _torch_case(lambda **t: layer(**{theirs[name]: x for name, x in t.items()}), leaves, upstream)
 
 
 def proxsuite(tensors: Arrays, upstream: np.ndarray) -> Case:
@@ -109,7 +136,7 @@ def proxsuite(tensors: Arrays, upstream: np.ndarray) -> Case:
         layer = QPFunction(omp_parallel=False)
         return layer(t["Q"], t["q"], t.get("A", empty), t.get("b", empty), t["G"], lower, t["h"])[0]
 
-    return _torch_case(solve, _leaves(tensors, "float64"), _upstream(upstream, "float64"))
+    return _torch_case(solve, _leaves(tensors), upstream)
 
 
 def dqp(tensors: Arrays, upstream: np.ndarray) -> Case:
@@ -124,7 +151,7 @@ def dqp(tensors: Arrays, upstream: np.ndarray) -> Case:
             t = {name: x[0] for name, x in t.items()}
         return layer(t["Q"], t["q"], t["G"], t["h"], t.get("A"), t.get("b"))[0]
 
-    return _torch_case(solve, _leaves(tensors, "float64"), _upstream(upstream, "float64"))
+    return _torch_case(solve, _leaves(tensors), upstream)
 
 
 def cvxpylayers(tensors: Arrays, upstream: np.ndarray) -> Case:
@@ -149,10 +176,10 @@ def cvxpylayers(tensors: Arrays, upstream: np.ndarray) -> Case:
         t["Q"] = torch.linalg.cholesky(t["Q"]).mT
         return layer(*(t[name] for name in parameters))[0]
 
-    return _torch_case(solve, _leaves(tensors, "float64"), _upstream(upstream, "float64"))
+    return _torch_case(solve, _leaves(tensors), upstream)
 
 
-def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched") -> Case:
+def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched", device: str = "cpu") -> Case:
     """`layout`: "shared" has one P and A for the batch; "sparse" only the entries that are ever non-zero."""
     import moreau as package
     import torch
@@ -176,23 +203,21 @@ def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched") -> Ca
         mask = (matrix != 0).reshape(-1, *matrix.shape[-2:]).any(0) if sparse else np.ones(matrix.shape[-2:], bool)
         rows[name] = torch.tensor(np.concatenate([[0], mask.sum(1).cumsum()]))
         columns[name] = torch.tensor(mask.nonzero()[1])
-        values[name] = torch.tensor(matrix[..., mask], dtype=torch.float64).requires_grad_()
+        values[name] = torch.tensor(matrix[..., mask], dtype=torch.float64, device=device).requires_grad_()
     solver = Solver(
         n=n, m=rhs.shape[-1], P_row_offsets=rows["P"], P_col_indices=columns["P"], A_row_offsets=rows["A"],
-        A_col_indices=columns["A"], settings=package.Settings(device="cpu", batch_size=batch, enable_grad=True),
+        A_col_indices=columns["A"], settings=package.Settings(device=device, batch_size=batch, enable_grad=True),
         cones=package.Cones(num_zero_cones=m, num_nonneg_cones=rhs.shape[-1] - m),
     )
     leaves = {
         **values,
-        "q": torch.tensor(np.broadcast_to(tensors["q"], (batch, n)).copy()).requires_grad_(),
-        "b": torch.tensor(np.broadcast_to(rhs, (batch, rhs.shape[-1])).copy()).requires_grad_(),
+        "q": torch.tensor(np.broadcast_to(tensors["q"], (batch, n)).copy(), device=device).requires_grad_(),
+        "b": torch.tensor(np.broadcast_to(rhs, (batch, rhs.shape[-1])).copy(), device=device).requires_grad_(),
     }
-    case = _torch_case(
-        lambda P, A, q, b: solver.solve(P, A, q, b).x, leaves, torch.tensor(upstream, dtype=torch.float64)
-    )
+    case = _torch_case(lambda P, A, q, b: solver.solve(P, A, q, b).x, leaves, upstream)
 
     def gradients(raw: dict[str, Any]) -> Arrays:
-        grad = {name: value.numpy() for name, value in raw.items()}
+        grad = {name: value.cpu().numpy() for name, value in raw.items()}
         dense = {"P": grad["P"].reshape(-1, n, n), "A": grad["A"].reshape(-1, rhs.shape[-1], n)}
         named = {
             "Q": dense["P"], "q": grad["q"], "A": dense["A"][:, :m], "b": grad["b"][:, :m],
@@ -223,11 +248,12 @@ def _like(gradient: np.ndarray, tensor: np.ndarray) -> np.ndarray:
 # --- in JAX ---------------------------------------------------------------------------------------------------------
 
 
-def qpax(tensors: Arrays, upstream: np.ndarray) -> Case:
+def qpax(tensors: Arrays, upstream: np.ndarray, device: str = "cpu") -> Case:
     """With the tightest tolerances that converge: its defaults (1e-5, and 1e-3 for the derivative) are far off."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_device", jax.devices(device)[0])
     import jax.numpy as jnp
     from qpax import solve_qp_primal
 
@@ -387,26 +413,32 @@ class Peer:
     smallest_batch: int = 1
 
 
-def _optlayer(backend: str, dtype: str) -> Callable[[Arrays, np.ndarray], Case]:
-    return lambda tensors, upstream: optlayer(tensors, upstream, backend, dtype)
+# Those that run on a GPU, with a further argument `device`.
+RIVALS: dict[str, Callable[..., Case]] = {
+    "qpth": qpth,
+    "qpax": qpax,
+    "moreau": moreau,
+    "moreau-shared": partial(moreau, layout="shared"),
+    "cupiqp": cupiqp,
+}
 
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("optlayer", "optlayer", _optlayer("cpu", "float64")),
-        Peer("optlayer-float32", "optlayer", _optlayer("cpu", "float32"), dtype="float32"),
-        Peer("optlayer-threads", "optlayer", _optlayer("cpu", "float64"), threads=2, smallest_batch=32),
+        Peer("optlayer", "optlayer", optlayer),
+        Peer("optlayer-float32", "optlayer", partial(optlayer, dtype="float32"), dtype="float32"),
+        Peer("optlayer-threads", "optlayer", optlayer, threads=2, smallest_batch=32),
         Peer("moreau", "moreau", moreau),
-        Peer("moreau-shared", "moreau", lambda t, u: moreau(t, u, "shared")),
-        Peer("moreau-sparse", "moreau", lambda t, u: moreau(t, u, "sparse")),
+        Peer("moreau-shared", "moreau", partial(moreau, layout="shared")),
+        Peer("moreau-sparse", "moreau", partial(moreau, layout="sparse")),
         Peer("proxsuite", "proxsuite", proxsuite),
         Peer("dqp", "libdqp", dqp),
         Peer("qpax", "qpax", qpax),
         Peer("qpth", "qpth", qpth),
         Peer("cvxpylayers", "cvxpylayers", cvxpylayers),
         Peer("daqp", "daqp", daqp),
-        Peer("daqp-bounds", "daqp", lambda t, u: daqp(t, u, bounds=True)),
+        Peer("daqp-bounds", "daqp", partial(daqp, bounds=True)),
         Peer("piqp", "piqp", piqp),
         Peer("clarabel", "clarabel", clarabel),
         Peer("proxqp", "proxsuite", proxqp),
