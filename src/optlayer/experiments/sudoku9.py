@@ -207,7 +207,8 @@ def draw(rows: list[Row], before: Tensor, after: Tensor) -> Any:
     """Board error over the epochs; the span of B before and after, beside that of the true groups."""
     picture, axes = harness.figure(15, 3.7, 4)
     harness.curves(axes[0], rows, "cell_error")
-    harness.curves(axes[0], [row | {"model": f"{row['model']}, boards"} for row in rows], "board_error", ("test",))
+    boards = [row["test_board_error"] for row in rows]
+    axes[0].plot([row["epoch"] for row in rows], boards, color="tab:red", label="the same, boards, test")
     axes[0].axhline(1 - SATNET, color="black", linestyle=":", label="SATNet, boards")
     axes[0].set(ylabel="share wrong", title="errors")
     axes[0].legend(fontsize=7)
