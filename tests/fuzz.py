@@ -207,19 +207,19 @@ def violation(value: np.ndarray, *terms: np.ndarray) -> float:
 
 
 def check_solved(d: Draw, k: int, z: np.ndarray, y: dict[str, np.ndarray]) -> float:
-    """The worst relative violation of the optimality conditions."""
-    Q, G, A = row(d.Q, k), row(d.G, k), row(d.A, k)
+    """The worst relative violation of the optimality conditions; terms are |Q||z| and the like, what is rounded."""
+    Q, G, A, size = row(d.Q, k), row(d.G, k), row(d.A, k), np.abs(z)
     Q = (Q + Q.T) / 2
-    terms = [Q @ z, d.q[k], G.T @ y["lam"], A.T @ y["nu"]]
-    total = sum(terms)
+    total = Q @ z + d.q[k] + G.T @ y["lam"] + A.T @ y["nu"]
+    terms = [np.abs(Q) @ size, d.q[k], np.abs(G).T @ np.abs(y["lam"]), np.abs(A).T @ np.abs(y["nu"])]
     dual_value = [d.q[k] @ z, z @ Q @ z, d.b[k] @ y["nu"] if d.m else 0.0]
-    worst = [violation(A @ z - d.b[k], A @ z, d.b[k])] if d.m else [0.0]
-    sides = [(G @ z, d.h[k], y["lam"], 1.0)] if len(G) else []
-    sides += [(z, bound[k], y[name], sign) for name, bound, sign in (("lam_lb", d.lb, -1.0), ("lam_ub", d.ub, 1.0))
-              if bound is not None]
-    for value, side, multiplier, sign in sides:
+    worst = [violation(A @ z - d.b[k], np.abs(A) @ size, d.b[k])] if d.m else [0.0]
+    sides = [(G @ z, np.abs(G) @ size, d.h[k], y["lam"], 1.0)] if len(G) else []
+    sides += [(z, size, bound[k], y[name], sign)
+              for name, bound, sign in (("lam_lb", d.lb, -1.0), ("lam_ub", d.ub, 1.0)) if bound is not None]
+    for value, magnitude, side, multiplier, sign in sides:
         real = np.isfinite(side)
-        worst.append(violation(np.maximum(sign * (value - side), 0)[real], value, side))
+        worst.append(violation(np.maximum(sign * (value - side), 0)[real], magnitude, side))
         worst.append(violation(np.minimum(multiplier, 0), *terms))
         worst.append(float(np.abs(multiplier[~real]).max(initial=0.0)))
         dual_value.append(sign * side[real] @ multiplier[real])
@@ -273,7 +273,9 @@ def judge(d: Draw, sol: Solution, k: int) -> str:
     kind, status = KINDS[d.kinds[k]], Status(int(sol.status[k]))
     if status in GIVEN_UP:
         return "gave up"
-    if status != VERDICT[kind]:
+    # rounded to float32, a problem may have lost its solution: then a proof is right
+    proved = (Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE)
+    if status != VERDICT[kind] and not (d.single and kind == "solvable" and status in proved):
         return f"{kind} member called {status.name}"
     tolerance = 3e-5 if d.single else 3e-9
     names = ("lam", "nu", "lam_lb", "lam_ub")

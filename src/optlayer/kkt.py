@@ -57,8 +57,24 @@ class Residuals(NamedTuple):
     relative: Tensor
 
 
+CANCELLED = 1e4  # terms beyond this many times the data count as that much: more digits than four may not cancel
+
+
+def _allowed(terms: Tensor, data: Tensor) -> Tensor:
+    """What a residual is divided by: one plus the largest term that enters it, within reason.
+
+    Without the limit, multipliers that run off to 1e90, as those of a problem without solution do, would excuse
+    anything.
+    """
+    return 1 + torch.minimum(terms, CANCELLED * (1 + data))
+
+
 def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Residuals:
     """Residuals of a point; `relative` divides each by one plus the largest term that enters it.
+
+    The term of Q z is |Q||z|, what it would be if nothing cancelled: rounding z changes Q z by that times the rounding.
+    Every constraint has its own terms: what enters one excuses no violation of another. Terms beyond CANCELLED times
+    the data (q and Q z; the constraint's side) count as that much.
 
     Args:
         problem: the problem, of batch B.
@@ -67,36 +83,38 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     Returns:
         Residuals with tensors of shape (B,). NaN in the point gives inf.
     """
-    Qz = mul_Q(problem.Q, z)
-    stationarity, terms = Qz + problem.q, [Qz, problem.q.expand_as(z)]
-    primal, sides = z.new_zeros(len(z)), [z.new_zeros(len(z))]
-    zQz, qz = (z * Qz).sum(-1), (z * problem.q).sum(-1)
-    constants, signs = [z.new_zeros(len(z))], z.new_zeros(len(z))
-    if problem.G is not None and problem.h is not None and problem.p:
-        Gz, force = mul(problem.G, z), mul_t(problem.G, lam)
-        stationarity, terms = stationarity + force, [*terms, force]
-        primal = torch.maximum(primal, (Gz - problem.h).amax(-1))
-        signs = torch.maximum(signs, largest(wrong(lam, problem.h)))
-        sides += [largest(finite(problem.h).expand_as(Gz)), largest(Gz)]
-        constants.append((finite(problem.h) * lam).sum(-1))
-    if problem.A is not None and problem.b is not None and problem.m:
-        Az, force = mul(problem.A, z), mul_t(problem.A, nu)
-        stationarity, terms = stationarity + force, [*terms, force]
-        primal = torch.maximum(primal, largest(Az - problem.b))
-        sides += [largest(problem.b.expand_as(Az)), largest(Az)]
-        constants.append((problem.b * nu).sum(-1))
+    Q, q = problem.Q, problem.q
+    Qz, nothing, size = mul_Q(Q, z), z.new_zeros(len(z)), z.abs()
+    data = torch.maximum(largest(Qz), largest(q.expand_as(z)))
+    terms = [data, largest(mul_Q(Diagonal(Q.d.abs()) if isinstance(Q, Diagonal) else Q.abs(), size))]
+    stationarity, primal, off, signs = Qz + q, nothing, nothing, nothing
+    zQz, qz = (z * Qz).sum(-1), (z * q).sum(-1)
+    constants = [nothing]
+    for M, side, y, equality in ((problem.G, problem.h, lam, False), (problem.A, problem.b, nu, True)):
+        if M is None or side is None or not M.shape[-2]:
+            continue
+        stationarity, magnitude = stationarity + mul_t(M, y), M.abs()
+        terms.append(largest(mul_t(magnitude, y.abs())))
+        violation = mul(M, z) - side
+        violation = violation.abs() if equality else violation.clamp(min=0)
+        there = finite(side).abs().expand_as(violation)
+        primal = torch.maximum(primal, violation.amax(-1))
+        off = torch.maximum(off, (violation / _allowed(torch.maximum(mul(magnitude, size), there), there)).amax(-1))
+        constants.append((finite(side) * y).sum(-1))
+        if not equality:
+            signs = torch.maximum(signs, largest(wrong(y, side)))
     for bound, multiplier, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
         if bound is not None:
-            stationarity, terms = stationarity + sign * multiplier, [*terms, multiplier]
+            stationarity, terms = stationarity + sign * multiplier, [*terms, largest(multiplier)]
             signs = torch.maximum(signs, largest(wrong(multiplier, bound)))
-            primal = torch.maximum(primal, (sign * (z - bound)).amax(-1))
-            sides += [largest(finite(bound).expand_as(z)), largest(z)]
+            violation, there = (sign * (z - bound)).clamp(min=0), finite(bound).abs()
+            primal = torch.maximum(primal, violation.amax(-1))
+            off = torch.maximum(off, (violation / _allowed(torch.maximum(size, there), there)).amax(-1))
             constants.append((sign * finite(bound) * multiplier).sum(-1))
     dual = torch.maximum(largest(stationarity), signs)
     gap = (zQz + qz + sum(constants)).abs()
-    top = torch.stack([largest(term) for term in terms]).amax(0)
     parts = torch.stack([zQz.abs(), qz.abs(), *(part.abs() for part in constants)]).amax(0)
-    relative = torch.stack([dual / (1 + top), primal / (1 + torch.stack(sides).amax(0)), gap / (1 + parts)]).amax(0)
+    relative = torch.stack([dual / _allowed(torch.stack(terms).amax(0), data), off, gap / (1 + parts)]).amax(0)
     return Residuals(primal, dual, gap, torch.where(relative >= 0, relative, torch.inf))
 
 

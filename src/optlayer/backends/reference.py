@@ -41,6 +41,7 @@ ACCURACY = 1e-13  # at which the interior point ends ...
 ENOUGH = 1e-10  # ... or without progress in two iterations, once it is as good as this: rounding may allow no more
 PATIENCE = 15  # iterations without progress before a member is given up
 SINGULAR = 1e-10  # eigenvalues of the KKT matrix that count as zero in derivatives
+ROUNDING = (1e-8, 1e-7)  # of float32's data: rows contradict each other by so much, or the objective falls by so much
 CURVATURE = {torch.float64: 1e-9, torch.float32: 1e-5}  # −λ/‖Q‖ that rounding may cause in a semidefinite Q
 
 
@@ -138,7 +139,7 @@ class _Scaled:
     b: Tensor
     d: Tensor  # right-hand sides of the sides, 0 where off
     on: Tensor  # 1.0 or 0.0 for each side
-    soft: Tensor  # (B, 1): rows may be violated by soft times their multiplier; 0 but for `_certify`
+    soft: Tensor  # (B, 1): rows may be violated by soft times their multiplier; 0 but for `_certify` and `_attempt`
     D: Tensor
     origin: Tensor
     rows: Tensor  # scales of A's rows: Â = rows A D
@@ -462,18 +463,24 @@ def _judge(problem: _Standard, answer: _Answer) -> kkt.Residuals:
 
 
 def _optimum(
-    problem: _Standard, iterations: int, tolerance: float, polish: bool, soft: bool = False
+    problem: _Standard, iterations: int, tolerance: float, polish: bool, soft: float = 0.0, ridge: float = 0.0
 ) -> tuple[_Answer, _Iterate, _Scaled, Tensor]:
-    """Interior point and polish; the answer in the user's units, the same in equilibrated units, iterations."""
+    """Interior point and polish; the answer in the user's units, the same in equilibrated units, iterations.
+
+    Args:
+        problem, iterations, tolerance, polish: what, how long, how exactly, and whether the polish follows.
+        soft: how far rows give for each unit of their multiplier, and
+        ridge: what is added to the diagonal of Q, both in equilibrated units.
+    """
     scaled = _equilibrate(problem)
-    if soft:
-        scaled.soft = torch.ones_like(scaled.soft)
+    scaled.soft = torch.full_like(scaled.soft, soft)
+    scaled.Q = scaled.Q + ridge * torch.eye(scaled.Q.shape[-1]).to(scaled.Q)
     point, taken = _interior(scaled, iterations)
     answer = scaled.answer(problem, point)
     if polish:
         exact = _polish(scaled, point)
         exact_answer = scaled.answer(problem, exact)
-        if soft:  # no residual of the problem itself judges here: trust the polish where the point hardly moves
+        if soft >= 1:  # no residual of the problem itself judges here: trust the polish where the point hardly moves
             good = _most(exact.z - point.z, exact.nu - point.nu, exact.lam - point.lam) <= 1e-5 * (
                 1 + _most(point.z, point.nu, point.lam)
             )
@@ -494,7 +501,7 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     Unbounded: the projection of −q on the rays of the feasible set in the kernel of Q; feasibility was shown before.
     """
     flat = problem._replace(Q=torch.zeros_like(problem.Q), q=torch.zeros_like(problem.q))
-    nearest, _, _, _ = _optimum(flat, 80, tolerance, True, soft=True)
+    nearest, _, _, _ = _optimum(flat, 80, tolerance, True, soft=1.0)
     force = kkt.mul_t(problem.G, nearest.lam) + kkt.mul_t(problem.A, nearest.nu)
     nearest = nearest._replace(
         lam_lb=torch.where(problem.lb.isfinite(), force.clamp(min=0), 0.0),
@@ -554,10 +561,17 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     iterations = torch.zeros_like(status)
     work, members = standard.select(sound), sound.nonzero().flatten()
     if len(members):
-        found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish)
-        found = _rounded(found, problem.dtype)
-        verdict = torch.where(_judge(work, found).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32)
+        found, verdict, taken = _attempt(work, settings, tolerance, problem.dtype)
         open_ = (verdict < 0).nonzero().flatten()
+        for rounding in ROUNDING if problem.dtype == torch.float32 else ():
+            if not len(open_):
+                break
+            again, retried, _ = _attempt(work.select(open_), settings, tolerance, problem.dtype, rounding)
+            solved = retried == int(Status.SOLVED)
+            for whole, part in zip(found, again, strict=True):
+                whole[open_[solved]] = part[solved]
+            verdict[open_] = retried
+            open_ = open_[~solved]
         if len(open_):
             proof, proved = _certify(work.select(open_), tolerance)
             gave_up = torch.where(
@@ -579,6 +593,15 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     if keep_factor:
         point.factor = _factor(problem, standard, point)
     return point
+
+
+def _attempt(
+    work: _Standard, settings: Settings, tolerance: float, dtype: torch.dtype, rounding: float = 0.0
+) -> tuple[_Answer, Tensor, Tensor]:
+    """The answer as it will be returned, SOLVED or -1, and iterations."""
+    found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish, rounding, rounding)
+    found = _rounded(found, dtype)
+    return found, torch.where(_judge(work, found).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32), taken
 
 
 def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:

@@ -35,7 +35,12 @@ struct Interior {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), dnu = w.take<V>(a.m), row = w.take<V>(a.rows());
     }
 
-    // Residuals of `out` and whether they meet the tolerance, each relative to 1 + its largest term.
+    // What a residual is divided by: one plus the largest term that enters it, but terms beyond 1e4 times the data count
+    // as that much (kkt.py). Multipliers that run off to 1e90 excuse nothing.
+    static V allowed(V terms, V data) { return V(1) + min(terms, V(T(1e4)) * (V(1) + data)); }
+
+    // Residuals of `out`; returns the largest relative one. Terms are not taken apart further than Qz, G'lam, a row of Gz:
+    // they are then no larger than kkt.py's, and what passes here passes there.
     OPTLAYER_CALL V judge() {
         const int n = a.n;
         // stationarity: Qz + q + A'nu + C'y
@@ -43,6 +48,7 @@ struct Interior {
         t.each(n, [&](int j) { gd[j] = V(0); });
         a.add_Qz(t, out.z, gd);
         big = t.max(n, big, [&](int j) { return abs(gd[j]); });
+        const V data = big;
         const V zQz = t.sum(n, [&](int j) { return out.z[j] * gd[j]; });
         const V qz = t.sum(n, [&](int j) { return out.z[j] * a.q[j]; });
         t.each(n, [&](int j) { dz[j] = V(0); });
@@ -53,25 +59,26 @@ struct Interior {
         big = t.max(n, big, [&](int j) { return abs(dz[j]); });
         t.each(n, [&](int j) { gd[j] = gd[j] + dz[j]; });
         out.dual = t.max(n, V(0), [&](int j) { return abs(gd[j]); });
-        V rel = out.dual / (V(1) + big);
-        // feasibility
-        big = t.max(a.m, V(0), [&](int i) { return abs(a.b[i]); });
+        V rel = out.dual / allowed(big, data);
+        // feasibility, each row by its own terms
         t.each(a.m, [&](int i) { gp[i] = V(0); });
         if (a.m) t.gemv_t(n, a.m, a.A, n, out.z, gp);
-        big = t.max(a.m, big, [&](int i) { return abs(gp[i]); });
+        V off = t.max(a.m, V(0), [&](int i) {
+            return abs(gp[i] - a.b[i]) / allowed(max(abs(gp[i]), abs(a.b[i])), abs(a.b[i]));
+        });
         V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
         t.each(a.m, [&](int i) { gp[i] = gp[i] - a.b[i]; });
         out.primal = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
         a.rows_times(t, out.z, x.v);
         V hlam = V(0);
         x.each(t, [&](int k, int i, V sg) {
-            const V slack = x.h[k] - sg * x.v[i];
-            out.primal = max(out.primal, -x.on[k] * slack);
-            big = max(big, x.on[k] * max(abs(x.h[k]), abs(x.v[i])));
+            const V over = x.on[k] * (sg * x.v[i] - x.h[k]);
+            out.primal = max(out.primal, over);
+            off = max(off, over / allowed(max(abs(x.h[k]), abs(x.v[i])), abs(x.h[k])));
             hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
         });
-        t.largest(out.primal), t.largest(big), t.total(hlam);
-        rel = max(rel, out.primal / (V(1) + big));
+        t.largest(out.primal), t.largest(off), t.total(hlam);
+        rel = max(rel, off);
         out.gap = abs(zQz + qz + bnu + hlam);
         rel = max(rel, out.gap / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
         return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
@@ -171,7 +178,8 @@ struct Interior {
         });
     }
 
-    // Active rows become equalities, the others vanish; iterative refinement against the data themselves.
+    // Active rows become equalities, the others vanish; iterative refinement against the data themselves, beyond `rounds`
+    // as long as a residual halves.
     template <class M>
     OPTLAYER_CALL void polish(M which, int rounds) {
         t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.goal[i] = V(0); });
@@ -184,7 +192,9 @@ struct Interior {
         });
         system.factor(x.D);
         t.each(a.rows(), [&](int i) { out.y[i] = select(which & !(x.D[i] > V(0)), V(0), out.y[i]); });
-        for (int round = 0; round < rounds; ++round) {
+        M going = which;
+        V dual = V(0), primal = V(0);  // of the round before
+        for (int round = 0; round < 4 * rounds; ++round) {
             t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
             a.add_Qz(t, out.z, gd);
             a.add_rows_t(t, out.y, gd);
@@ -195,10 +205,19 @@ struct Interior {
             t.each(a.m, [&](int i) { gp[i] = -gp[i]; });
             a.rows_times(t, out.z, x.v);
             t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * (x.v[i] - x.goal[i]); });
+            const V dual_now = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
+            V primal_now = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
+            primal_now = t.max(a.rows(), primal_now, [&](int i) {
+                return select(x.D[i] > V(0), x.d[i] * abs(x.v[i] - x.goal[i]), V(0));
+            });
+            const V half = V(T(0.5));
+            if (round >= rounds) going = going & ((dual_now < half * dual) | (primal_now < half * primal));
+            if (!any(going)) break;
+            dual = dual_now, primal = primal_now;
             system.kkt(gd, gp, x.e, dz, dnu, x.dy, x.dt);
-            t.each(a.n, [&](int j) { out.z[j] = select(which, out.z[j] + dz[j], out.z[j]); });
-            t.each(a.m, [&](int i) { out.nu[i] = select(which, out.nu[i] + dnu[i], out.nu[i]); });
-            t.each(a.rows(), [&](int i) { out.y[i] = select(which & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
+            t.each(a.n, [&](int j) { out.z[j] = select(going, out.z[j] + dz[j], out.z[j]); });
+            t.each(a.m, [&](int i) { out.nu[i] = select(going, out.nu[i] + dnu[i], out.nu[i]); });
+            t.each(a.rows(), [&](int i) { out.y[i] = select(going & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
         }
         // signs: what is negative is cut off, and judged by the residuals
         a.rows_times(t, out.z, x.v);

@@ -374,14 +374,16 @@ struct Group {
             system.factor(x.D);
         }
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
-        const int rounds = 3;
+        const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
+        const V nan = V(huge<T>() * T(2) - huge<T>() * T(2));
         V left = V(0), right = V(0);  // the residual before the last round, and before the first
+        auto going = left <= right;
         auto size = [&](const V* z, const V* nu, const V* k) {
             V top = t.max(n, V(0), [&](int j) { return abs(z[j]); });
             top = t.max(m, top, [&](int i) { return abs(nu[i]); });
             return t.max(S, top, [&](int i) { return abs(k[i]); });
         };
-        for (int round = 0; round < rounds; ++round) {
+        for (int round = 0; round < most; ++round) {
             zero(vy, R);
             x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
             zero(gz, n);
@@ -403,16 +405,18 @@ struct Group {
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
-            if (round == rounds - 1) left = size(gz, gnu, rho);
-            else if (round == 0) right = size(gz, gnu, rho);
+            const V now = size(gz, gnu, rho);
+            if (round == 0) right = now;
+            if (round >= least) going = going & (now < V(T(0.5)) * left);
+            if (!any(going)) break;
+            left = select(going, now, left);
             system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
-            t.each(n, [&](int j) { vz[j] = vz[j] + dz[j]; });
-            t.each(m, [&](int i) { vnu[i] = vnu[i] + dnu[i]; });
-            x.each(t, [&](int k, int i, V sg) { vk[k] = fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]); });
+            t.each(n, [&](int j) { vz[j] = select(going, vz[j] + dz[j], vz[j]); });
+            t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });
+            x.each(t, [&](int k, int i, V sg) { vk[k] = select(going, fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]), vk[k]); });
         }
         // refinement that does not converge is no answer: a mark, for who can do better
-        const V nan = V(huge<T>() * T(2) - huge<T>() * T(2));
-        const auto converged = left <= V(T(sizeof(T) == 8 ? 1e-5 : 1e-2)) * right;
+        const auto converged = left <= V(T(sizeof(T) == 8 ? 1e-9 : 1e-2)) * right;
         t.one([&] { vz[0] = select(converged, vz[0], nan); });
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
