@@ -86,11 +86,9 @@ def verify(data: dict[str, Any], point: Point, tolerance: float) -> None:
             assert np.abs(d["A"] @ z - d["b"]).max(initial=0) <= tolerance * scale(d["b"], d["A"] @ z)
         if "lb" in d:
             terms.append(-lam_lb)
-            assert (z >= d["lb"]).all(), "a bound holds exactly"
             side(-d["lb"], -z, lam_lb, tolerance)
         if "ub" in d:
             terms.append(lam_ub)
-            assert (z <= d["ub"]).all()
             side(d["ub"], z, lam_ub, tolerance)
         assert np.abs(sum(terms)).max() <= tolerance * scale(*terms)
 

@@ -583,8 +583,6 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         status[members], iterations[members] = verdict, taken
         for whole, part in zip(answer, found, strict=True):
             whole[members] = part
-    solved = (status == int(Status.SOLVED)).unsqueeze(-1)  # a bound that holds to rounding holds exactly
-    answer = answer._replace(z=torch.where(solved, answer.z.clamp(standard.lb, standard.ub), answer.z))
     judged = _judge(standard, answer)
     widths = (problem.n, *problem.widths)
     z, s, lam, nu, lam_lb, lam_ub = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))

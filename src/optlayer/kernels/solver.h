@@ -257,7 +257,6 @@ struct Group {
 
     void store_answer() const {
         store(out.z, g.z, plan.n);
-        stay_within();
         if (plan.m) store(out.nu, g.nu, plan.m);
         V* s = out.s;
         t.each(x.total(), [&](int k) {
@@ -277,17 +276,6 @@ struct Group {
                 View<T>(g.gap).of(mem)[0] = lane(out.gap, l);
             }
         });
-    }
-
-    // A bound that holds to rounding holds exactly: log z and √z must not see −1e-17.
-    void stay_within() const {
-        const View<const T> lb(g.lb), ub(g.ub);
-        for (int l = 0; l < count; ++l) {
-            T* z = View<T>(g.z).of(member[l]);
-            if (!(lane(out.solved, l) > T(0))) continue;
-            if (lb) t.each(plan.n, [&](int j) { z[j] = z[j] < lb.of(member[l])[j] ? lb.of(member[l])[j] : z[j]; });
-            if (ub) t.each(plan.n, [&](int j) { z[j] = z[j] > ub.of(member[l])[j] ? ub.of(member[l])[j] : z[j]; });
-        }
     }
 
     // ---- the derivative's system --------------------------------------------------------------------------------
