@@ -158,6 +158,7 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
         Active<Solo<V>, V, U> system(group.t, a, f);
         system.place(kept, work);
         finish(system, bad);
+    } else if constexpr (sizeof(scalar_of<V>) == 4) {  // what else there is, is done in double (single.h)
     } else if (p.method == SCHUR) {  // (only NORMAL and ACTIVE come in lanes: each costs seconds to compile)
         if constexpr (lanes_of<V> == 1) {
             SchurFactors<U> f{};
@@ -196,6 +197,24 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
 
 // ---- a call ---------------------------------------------------------------------------------------------------------
 
+inline size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// What stands at the head of a kept factor: offsets of what follows.
+struct FactorHeader {
+    Plan plan;
+    size_t lists, flags, shared, groups;
+    size_t size, doubled;  // of this factor; of the one in double that follows, or 0 (single.h)
+};
+
+// Members that are not solved have the derivative zero.
+template <class T>
+void no_derivative(const Args& g, int64_t member) {
+    const auto zero = [&](const Tensor& x, int count) {
+        if (x.data) std::fill_n(View<T>(x).of(member), count, T(0));
+    };
+    zero(g.v_z, g.n), zero(g.v_lam, g.p), zero(g.v_nu, g.m), zero(g.v_lb, g.n), zero(g.v_ub, g.n);
+}
+
 template <class T>
 class Call {
   public:
@@ -204,19 +223,14 @@ class Call {
 
   private:
     using Lanes = Pack<T, native_width<T>>;
-    static constexpr bool twice = sizeof(T) == 8;  // a second method tries what the first has not solved
-
-    // What stands at the head of a kept factor.
-    struct Header {
-        Plan plan;
-        size_t lists, flags, shared, groups;  // offsets
-    };
+    // A second method tries what the first has not solved; in float there is only one, and AUTO where it cannot be used.
+    static constexpr bool twice = sizeof(T) == 8;
 
     Args& g;
     Plan plan{};
     Plan spare{};  // the second method, one member at a time
     std::vector<int> lists;
-    Header* header = nullptr;
+    FactorHeader* header = nullptr;
     Shared<T> shared;
     std::once_flag judged;
     bool shared_convex = false;
@@ -226,10 +240,11 @@ class Call {
             find_structure();
             choose(Method(g.method), true);
         } else {
-            header = static_cast<Header*>(g.factor.data);
+            header = static_cast<FactorHeader*>(g.factor.data);
             plan = header->plan;
             point_to(reinterpret_cast<int*>(at(header->lists)));
         }
+        if (!twice) return;
         spare = plan;
         spare.shared = false, spare.lanes = 1, spare.method = cheapest_elimination(spare, false);
         measure(spare);
@@ -265,6 +280,7 @@ class Call {
     void choose(Method wanted, bool definite) {
         if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
         else plan.method = definite && g.polish ? ACTIVE : cheapest_elimination(plan, definite);
+        if (!twice && plan.method != ACTIVE) plan.method = AUTO, plan.shared = false;
         // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
         const bool tiny = plan.n <= 16 && plan.rows() <= 32 && plan.m <= 16;
         const bool in_lanes = plan.method == ACTIVE || plan.method == NORMAL;
@@ -284,7 +300,8 @@ class Call {
         else run_group<T, T>(g, p, s, first, keep, work, task);
     }
     void measure(Plan& p) {
-        p.keep_bytes = p.work_bytes = 0;
+        p.keep_bytes = p.work_bytes = p.shared_bytes = p.shared_scratch = 0;
+        if (p.method == AUTO) return;
         for (Task task : {Task::SOLVE, Task::ADJOINT}) {
             Arena keep, work;
             dispatch(p, nullptr, 0, keep, work, task);
@@ -301,12 +318,12 @@ class Call {
 
     // The kept factor: header, lists, a byte for each member that has one, what is shared, the groups.
     void allocate_factor() {
-        const auto round = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-        Header h{plan, round(sizeof(Header)), 0, 0, 0};
-        h.flags = h.lists + round(lists.size() * sizeof(int));
-        h.shared = h.flags + round(size_t(g.batch));
+        FactorHeader h{plan, whole_lines(sizeof(FactorHeader)), 0, 0, 0, 0, 0};
+        h.flags = h.lists + whole_lines(lists.size() * sizeof(int));
+        h.shared = h.flags + whole_lines(size_t(g.batch));
         h.groups = h.shared + plan.shared_bytes;
-        header = static_cast<Header*>(Blocks::take(h.groups + size_t(groups()) * plan.keep_bytes, g.factor.stride));
+        h.size = h.groups + size_t(groups()) * plan.keep_bytes;
+        header = static_cast<FactorHeader*>(Blocks::take(h.size, g.factor.stride));
         g.factor.data = header;
         *header = h;
         std::memcpy(at(h.lists), lists.data(), lists.size() * sizeof(int));
@@ -330,15 +347,16 @@ class Call {
             if (solving && shared.bad && (plan.method == ACTIVE || plan.method == SCHUR)) {  // not strictly convex
                 choose(AUTO, false);
                 if (header) Blocks::give(header), header = nullptr, allocate_factor();
-                share(task);
+                if (plan.shared) share(task);
             }
         }
         g.method = plan.method;
         char* flags = header ? at(header->flags) : nullptr;
         const View<int32_t> status(g.status);
+        if (plan.method == AUTO) return refuse(task, flags);
         std::atomic<int> unsolved{0};
         Arena curvature;
-        convex(0, curvature);
+        if (twice) convex(0, curvature);
         const size_t room = std::max(std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes), curvature.used);
         over_threads(room, [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
@@ -365,10 +383,29 @@ class Call {
                         else mark = std::numeric_limits<T>::quiet_NaN();
                     }
                     unsolved += !(mark == mark);
+                } else {
+                    no_derivative<T>(g, k);
                 }
             }
         });
         return unsolved;
+    }
+
+    // Leave all members to double.
+    int refuse(Task task, char* flags) {
+        int left = 0;
+        for (int64_t k = 0; k < g.batch; ++k) {
+            int32_t& status = View<int32_t>(g.status).of(k)[0];
+            if (task == Task::SOLVE) {
+                status = NUMERICAL_ERROR, ++left;
+                if (flags) flags[k] = 0;
+            } else if (status == SOLVED) {
+                View<T>(g.v_z).of(k)[0] = std::numeric_limits<T>::quiet_NaN(), ++left;
+            } else {
+                no_derivative<T>(g, k);
+            }
+        }
+        return left;
     }
 
     // A stationary point is a minimum only of a convex problem. These methods have factored Q; the others take any.
@@ -422,7 +459,7 @@ class Call {
 
     // body(group, scratch) for all groups, by threads that each take some groups at a time
     template <class F> void over_threads(size_t room, F&& body) {
-        const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 16, 64));
+        const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 128, 16));
         int workers = g.threads < 1 ? 1 : g.threads;
         if (workers > count) workers = int(count);
         std::atomic<int64_t> next{0};

@@ -20,6 +20,7 @@ from optlayer.kkt import mul, residuals
 from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem, check
 from optlayer.settings import Settings
+from optlayer.solution import Status
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 SETTINGS = Settings()
@@ -253,6 +254,28 @@ def test_float32_leaves_ill_conditioned_members_to_float64() -> None:
     assert int(found[6].abs().max()) == 0
     for a, b in zip((*found[:6], found[11]), (*wanted[:6], wanted[11]), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-6)
+
+
+def test_float32_and_float64_in_one_batch() -> None:
+    """Members that float32 solves, that float64 does, and that have no solution; each as if it were alone."""
+    easy, hard = draw(16, n=30, p=20, batch=6, dtype=torch.float32), torch.arange(6) % 2 == 1
+    Q, q, G, h = (x.clone() for x in easy.tensors()[:4] if x is not None)
+    Q[hard] *= torch.logspace(0, -4, 30).outer(torch.logspace(0, -4, 30))
+    G[3, :2] = G[3, :1]
+    h[3, :2] = torch.tensor([1.0, -2.0])
+    G[3, 1] = -G[3, 0]
+    problem = check(Q, q, G, h)
+    found = both(problem)
+    assert [int(x) for x in found[6]] == [0, 0, 0, int(Status.PRIMAL_INFEASIBLE), 0, 0]
+    assert not found[11][3].any()
+    for member in range(6):
+        point = cpu.solve(problem.select(torch.tensor([member])), SETTINGS, True)
+        rhs = Adjoint(*(x[[member]] for x in upstream(Point.of(*found[:11]))))
+        v = cpu.kkt_solve(problem.select(torch.tensor([member])), SETTINGS, point, rhs)
+        assert same((*point.fields(), *v), tuple(x[[member]] for x in found)), member
+        if member != 3:
+            exact = cpu.solve(check(*(x[[member]].double() for x in (Q, q, G, h))), SETTINGS, True)
+            torch.testing.assert_close(point.z.double(), exact.z, rtol=1e-3, atol=1e-3)
 
 
 def test_without_a_kept_factor() -> None:

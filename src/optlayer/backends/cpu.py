@@ -8,19 +8,16 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from optlayer import kkt
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint
 from optlayer.point import Point
-from optlayer.problem import NAMES, Diagonal, Problem
+from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
-from optlayer.solution import Status
 
 name = "cpu"
 
@@ -113,7 +110,7 @@ class _Call:
 
     __slots__ = ("batch", "data", "keep", "numbers", "ranks", "tolerance")
 
-    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> None:
+    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool) -> None:
         diagonal = isinstance(problem.Q, Diagonal)
         single = problem.dtype == torch.float32
         self.keep: list[Tensor] = []
@@ -123,7 +120,7 @@ class _Call:
             args.place(self.data, self.keep, tensor, rank)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, 2 if rounded else single, diagonal, METHOD, LANES,
+            problem.n, problem.m, problem.p, self.batch, single, diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
@@ -146,29 +143,10 @@ METHOD, LANES = 0, 0
 
 
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-    """Solve every member.
-
-    What float32 does not certify as solved is solved in float64, and what that does not, by the reference backend.
-    """
-    point = _solve(problem, settings, keep_factor)
-    if point.unsolved and problem.dtype == torch.float32:
-        members = point.status.nonzero().flatten()
-        point.take(members, _in_double(problem, members, settings))
-    if point.unsolved:
-        members = point.status.nonzero().flatten()
-        _ask_reference(problem, settings, point, members)
-        point.unsolved = len(point.status.nonzero())
-    return point
-
-
-def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: bool = False) -> Point:
-    """What the core alone makes of it.
-
-    `rounded`: the data were float32's, whose rounding may turn a semidefinite Q slightly indefinite.
-    """
+    """Solve every member; what the core does not solve, the reference backend tries."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, keep_factor, rounded)
+    call = _Call(problem, settings, keep_factor)
     point = args.empty_point(problem, call.batch)
     point.unsolved = 0
     if call.batch:
@@ -176,6 +154,8 @@ def _solve(problem: Problem, settings: Settings, keep_factor: bool, rounded: boo
         point.unsolved = _or_memory_error(core.solve(packed), problem)
         if keep_factor:
             point.factor = (_adopt(core, *args.factor(packed)),)
+        if point.unsolved:
+            _ask_reference(problem, settings, point)
     elif keep_factor:
         point.factor = (torch.empty(0, dtype=torch.uint8),)
     return point
@@ -188,31 +168,6 @@ def _or_memory_error(left: int, problem: Problem) -> int:
             f"n={problem.n}, m={problem.m}, p={problem.p}"
         )
     return left
-
-
-def _in_double(problem: Problem, members: Tensor, settings: Settings) -> Point:
-    """Some members of a float32 problem, solved in float64; rounded, and judged after that."""
-    doubled = _doubled(problem, members)
-    exact = _solve(doubled, settings, False, rounded=True)
-    if exact.unsolved and settings.tolerance is None:  # two digits beyond float32's tolerance are enough
-        left = exact.status.nonzero().flatten()
-        exact.take(left, _solve(doubled.select(left), replace(settings, tolerance=1e-7), False, rounded=True))
-    found = [x.to(problem.dtype) if x.is_floating_point() else x for x in exact.fields()]
-    z, s, lam, nu, lam_lb, lam_ub, status, iterations, *_ = found
-    whole = [None if x is None else x.expand(len(members), *x.shape[-doubled.rank(name) :])
-             for name, x in zip(NAMES, doubled.tensors(), strict=True)]
-    point = (x.double() for x in (z, lam, nu, lam_lb, lam_ub))
-    *judged, relative = kkt.residuals(doubled.replace(whole, len(members)), *point)
-    lost = (status == int(Status.SOLVED)) & ~(relative <= (settings.tolerance or 1e-5))
-    status = status.masked_fill(lost, int(Status.NUMERICAL_ERROR))
-    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, iterations, *(x.to(problem.dtype) for x in judged))
-
-
-def _doubled(problem: Problem, members: Tensor) -> Problem:
-    """Some members in float64."""
-    part = problem.select(members)
-    tensors = [x if x is None else x.double() for x in part.tensors()]
-    return replace(part.replace(tensors, part.batch), dtype=torch.float64)
 
 
 _NO_ADJOINT = [0] * (2 * 11)  # right-hand side, answer and factor
@@ -246,12 +201,13 @@ def _empty_gradient(core: Core, x: Tensor) -> Tensor:
 _LARGE = 1 << 17
 
 
-def _ask_reference(problem: Problem, settings: Settings, point: Point, members: Tensor) -> None:
+def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
     """Give the members that the core did not solve the reference's verdict, one by one (no member sees another)."""
     from optlayer.backends import reference
 
-    for member in members.tolist():
+    for member in point.status.nonzero().flatten().tolist():
         point.take(slice(member, member + 1), reference.solve(problem.member(member), settings, False))
+    point.unsolved = len(point.status.nonzero())
 
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
@@ -305,23 +261,11 @@ def _parts(problem: Problem, v: Tensor) -> Adjoint:
 
 
 def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, answer: Adjoint) -> None:
-    """The derivative where the core has none: in float64 if it was float32, else (or then) by the reference backend."""
+    """The derivative where the core has none, by the reference backend."""
     from optlayer.backends import reference
 
-    def by_reference(those: Tensor) -> Adjoint:
-        at = Point.of(*(x[those] for x in point.fields()))
-        return reference.kkt_solve(problem.select(those), settings, at, Adjoint(*(x[those] for x in rhs)))
-
     members = answer.z[:, 0].isnan().nonzero().flatten()
-    if problem.dtype == torch.float32:
-        doubled = _doubled(problem, members)
-        again = _solve(doubled, settings, True, rounded=True)
-        rest = kkt_solve(doubled, settings, again, Adjoint(*(x[members].double() for x in rhs)))
-        if again.unsolved:
-            lost = again.status.nonzero().flatten()
-            for mine, theirs in zip(rest, by_reference(members[lost]), strict=True):
-                mine[lost] = theirs.double()
-    else:
-        rest = by_reference(members)
+    at = Point.of(*(x[members] for x in point.fields()))
+    rest = reference.kkt_solve(problem.select(members), settings, at, Adjoint(*(x[members] for x in rhs)))
     for mine, theirs in zip(answer, rest, strict=True):
-        mine[members] = theirs.to(mine.dtype)
+        mine[members] = theirs

@@ -53,7 +53,7 @@ struct ActiveFactors {
         if (diagonal_Q) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
             const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
-            bad = !(least > U(sizeof(T) == 8 ? T(1e-14) : T(1e-7)) * top);  // scaling loses nothing
+            bad = !(least > (sizeof(T) == 8 ? U(T(1e-14)) : safe) * top);  // (in double: scaling loses nothing)
             t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
             t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = X[size_t(j) * S + i] * iL[j]; });
             t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
@@ -62,6 +62,7 @@ struct ActiveFactors {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[size_t(j) * n + j]); });
             bad = t.cholesky(n, L, n, iL, safe * top);
             bad = bad | !(top > U(0));
+            if (all(bad)) return bad;
             if (p) t.trsm_right(p, n, X, S, L, n, iL);
             if (m) t.trsm_right(m, n, B, m, L, n, iL);
             if (bounds) inverse(t, n, L, iL, X + p, S);
@@ -309,6 +310,7 @@ struct Active {
     template <class Judge, class Bad>
     void run(Judge& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
         const int n = a.n, m = a.m, R = a.rows();
+        if (all(bad)) return refuse(x, out);
         V *q = judge.gd, *rows = x.v;
         t.each(n, [&](int j) { q[j] = -a.q[j]; });
         half(q, a.b, out.z, out.nu);
@@ -373,6 +375,16 @@ struct Active {
         }
         slacks(x, out);
         out.solved = select((found > V(0)) & (error <= V(tolerance)), V(1), V(0));
+    }
+
+    // No answer: `prepare` has found no factors.
+    void refuse(const Sides<V>& x, Point<V>& out) const {
+        for (int l = 0; l < W; ++l) count[l][0] = count[l][1] = 0;
+        t.each(a.n, [&](int j) { out.z[j] = V(0); });
+        t.each(a.m, [&](int i) { out.nu[i] = V(0); });
+        t.each(x.total(), [&](int k) { out.s[k] = out.lam[k] = V(0); });
+        out.primal = out.dual = out.gap = V(infinity());
+        out.iterations = out.solved = V(0);
     }
 
     // From the net multipliers those of each side; what has the wrong sign is cut off, and judged.

@@ -40,7 +40,8 @@ struct Interior {
     static V allowed(V terms, V data) { return V(1) + min(terms, V(T(1e4)) * (V(1) + data)); }
 
     // Residuals of `out`; returns the largest relative one. Terms are not taken apart further than Qz, G'lam, a row of Gz:
-    // they are then no larger than kkt.py's, and what passes here passes there.
+    // they are then no larger than kkt.py's, and what passes here passes there. `apart`: the terms of kkt.py, |Q||z|.
+    template <bool apart = false>
     OPTLAYER_CALL V judge() {
         const int n = a.n;
         // stationarity: Qz + q + A'nu + C'y
@@ -49,6 +50,7 @@ struct Interior {
         a.add_Qz(t, out.z, gd);
         big = t.max(n, big, [&](int j) { return abs(gd[j]); });
         const V data = big;
+        if constexpr (apart) big = max(big, products());
         const V zQz = t.sum(n, [&](int j) { return out.z[j] * gd[j]; });
         const V qz = t.sum(n, [&](int j) { return out.z[j] * a.q[j]; });
         // In float32 the gap is a sum that may cancel: what rounding may have hidden counts as gap.
@@ -66,8 +68,9 @@ struct Interior {
         // feasibility, each row by its own terms
         t.each(a.m, [&](int i) { gp[i] = V(0); });
         if (a.m) t.gemv_t(n, a.m, a.A, n, out.z, gp);
+        const auto terms = [&](const U* row, V value) { return apart ? dot_of_sizes(row, 1, n, out.z) : abs(value); };
         V off = t.max(a.m, V(0), [&](int i) {
-            return abs(gp[i] - a.b[i]) / allowed(max(abs(gp[i]), abs(a.b[i])), abs(a.b[i]));
+            return abs(gp[i] - a.b[i]) / allowed(max(terms(a.A + size_t(i) * n, gp[i]), abs(a.b[i])), abs(a.b[i]));
         });
         V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
         if (single) hidden = hidden + t.sum(a.m, [&](int i) { return abs(a.b[i] * out.nu[i]); });
@@ -77,8 +80,9 @@ struct Interior {
         V hlam = V(0);
         x.each(t, [&](int k, int i, V sg) {
             const V over = x.on[k] * (sg * x.v[i] - x.h[k]);
+            const V size = i < a.p ? terms(a.G + size_t(i) * n, x.v[i]) : abs(x.v[i]);
             out.primal = max(out.primal, over);
-            off = max(off, over / allowed(max(abs(x.h[k]), abs(x.v[i])), abs(x.h[k])));
+            off = max(off, over / allowed(max(abs(x.h[k]), size), abs(x.h[k])));
             hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
         });
         t.largest(out.primal), t.largest(off), t.total(hlam);
@@ -86,6 +90,21 @@ struct Interior {
         out.gap = abs(zQz + qz + bnu + hlam);
         rel = max(rel, fma(hidden, V(T(6e-8)), out.gap) / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
         return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
+    }
+
+    // Σ |x_i||y_i|
+    static V dot_of_sizes(const U* x, int step, int count, const V* y) {
+        V sum = V(0);
+        for (int i = 0; i < count; ++i) sum = fma(abs(V(x[size_t(i) * step])), abs(y[i]), sum);
+        return sum;
+    }
+    // The largest entry of |Q||z|, |G'||y| and |A'||nu|.
+    V products() const {
+        const int n = a.n;
+        return t.max(n, V(0), [&](int j) {
+            const V Qz = a.diagonal ? abs(V(a.Q[j]) * out.z[j]) : dot_of_sizes(a.Q + size_t(j) * n, 1, n, out.z);
+            return max(Qz, max(dot_of_sizes(a.G + j, n, a.p, out.y), dot_of_sizes(a.A + j, n, a.m, out.nu)));
+        });
     }
 
     // Mehrotra's loop over the lanes that are live; leaves s, lam and the system's variables at the last point.

@@ -1,0 +1,189 @@
+// float32: the active-set method in float32 where that is safe; every other member in double, where the answer is rounded
+// to float32 and judged after that (solver.h, round_answer).
+#pragma once
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "call.h"
+#include "calls.h"
+
+namespace optlayer {
+
+// Some members of a float32 problem in double, and their answers on the way back.
+class Doubled {
+  public:
+    Args args;
+
+    Doubled(const Args& from, std::vector<int64_t> members) : args(from), g(from), which(std::move(members)) {
+        args.single = 2, args.batch = int32_t(which.size()), args.factor = {nullptr, 0};
+        Arena measure;
+        place(measure);
+        int64_t size;
+        block = Blocks::take(measure.used, size);
+        Arena room(block);
+        place(room);
+        for (const Part& x : data()) read(x);
+    }
+    Doubled(const Doubled&) = delete;
+    ~Doubled() { Blocks::give(block); }
+
+    void store_point() const {
+        for (const Part& x : point()) write(x);
+        for (const Part& x : verdict()) write(x);
+        for (Tensor Args::*x : {&Args::status, &Args::iterations})
+            for (size_t k = 0; k < which.size(); ++k) *at<int32_t>(g.*x, which[k]) = *at<int32_t>(args.*x, int64_t(k));
+    }
+    // The solution of float32, for the derivative.
+    void load_point() {
+        for (const Part& x : point()) read(x);
+        for (size_t k = 0; k < which.size(); ++k) *status(k) = *at<int32_t>(g.status, which[k]);
+    }
+    // The same for the members that double has not solved.
+    void load_rest() {
+        for (size_t k = 0; k < which.size(); ++k) {
+            if (*status(k) == SOLVED) continue;
+            for (const Part& x : point()) read(x, k);
+            *status(k) = *at<int32_t>(g.status, which[k]);
+        }
+    }
+    void kkt_solve() {
+        for (const Part& x : right()) read(x);
+        kkt_solve_double(args);
+        for (const Part& x : answer()) write(x);
+    }
+
+  private:
+    const Args& g;
+    std::vector<int64_t> which;
+    void* block = nullptr;
+
+    struct Part {
+        Tensor Args::*tensor;
+        int width;
+    };
+    std::vector<Part> data() const {
+        const int n = g.n, m = g.m, p = g.p;
+        return {{&Args::Q, g.diagonal ? n : n * n}, {&Args::q, n}, {&Args::G, p * n}, {&Args::h, p}, {&Args::A, m * n}, {&Args::b, m},
+                {&Args::lb, n}, {&Args::ub, n}};
+    }
+    std::vector<Part> point() const {
+        return {{&Args::z, g.n}, {&Args::s, g.p}, {&Args::lam, g.p}, {&Args::nu, g.m}, {&Args::lam_lb, g.n}, {&Args::lam_ub, g.n}};
+    }
+    std::vector<Part> verdict() const { return {{&Args::primal_residual, 1}, {&Args::dual_residual, 1}, {&Args::gap, 1}}; }
+    std::vector<Part> right() const {
+        return {{&Args::r_z, g.n}, {&Args::r_lam, g.p}, {&Args::r_nu, g.m}, {&Args::r_lb, g.n}, {&Args::r_ub, g.n}};
+    }
+    std::vector<Part> answer() const {
+        return {{&Args::v_z, g.n}, {&Args::v_lam, g.p}, {&Args::v_nu, g.m}, {&Args::v_lb, g.n}, {&Args::v_ub, g.n}};
+    }
+
+    template <class T> static T* at(const Tensor& x, int64_t member) { return static_cast<T*>(x.data) + member * x.stride; }
+    int32_t* status(size_t k) const { return at<int32_t>(args.status, int64_t(k)); }
+
+    void place(Arena& room) {
+        for (const auto& parts : {data(), point(), verdict(), right(), answer()})
+            for (const Part& x : parts) {
+                const Tensor& from = g.*x.tensor;
+                const bool alone = from.stride != 0;
+                if (from.data) args.*x.tensor = {room.take<double>(size_t(x.width) * (alone ? which.size() : 1)), alone ? x.width : 0};
+            }
+        for (Tensor Args::*x : {&Args::status, &Args::iterations}) args.*x = {room.take<int32_t>(which.size()), 1};
+    }
+    void read(const Part& x) {
+        const size_t count = (g.*x.tensor).stride ? which.size() : 1;
+        for (size_t k = 0; k < count; ++k) read(x, k);
+    }
+    void read(const Part& x, size_t k) {
+        if (!(g.*x.tensor).data) return;
+        const float* in = at<float>(g.*x.tensor, which[k]);
+        double* out = at<double>(args.*x.tensor, int64_t(k));
+        for (int i = 0; i < x.width; ++i) out[i] = double(in[i]);
+    }
+    void write(const Part& x) const {
+        if (!(g.*x.tensor).data) return;
+        for (size_t k = 0; k < which.size(); ++k) {
+            const double* in = at<double>(args.*x.tensor, int64_t(k));
+            float* out = at<float>(g.*x.tensor, which[k]);
+            for (int i = 0; i < x.width; ++i) out[i] = float(in[i]);
+        }
+    }
+};
+
+// The members of the factor in double, as they stand before it.
+struct DoubledMembers {
+    int64_t count;
+    const int64_t* list;
+    char* factor;
+
+    static size_t bytes(size_t count) { return whole_lines((count + 1) * sizeof(int64_t)); }
+    explicit DoubledMembers(char* at)
+        : count(*reinterpret_cast<int64_t*>(at)), list(reinterpret_cast<int64_t*>(at) + 1), factor(at + bytes(size_t(count))) {}
+};
+
+// Both factors in one block.
+inline void join(Args& g, const std::vector<int64_t>& which, const Args& doubled) {
+    auto* first = static_cast<FactorHeader*>(g.factor.data);
+    auto* second = static_cast<FactorHeader*>(doubled.factor.data);
+    const size_t list = whole_lines(first->size), start = list + DoubledMembers::bytes(which.size());
+    Tensor whole{};
+    char* block = static_cast<char*>(whole.data = Blocks::take(start + second->size, whole.stride));
+    std::memcpy(block, first, first->size);
+    std::memcpy(block + start, second, second->size);
+    *reinterpret_cast<int64_t*>(block + list) = int64_t(which.size());
+    std::memcpy(block + list + sizeof(int64_t), which.data(), which.size() * sizeof(int64_t));
+    reinterpret_cast<FactorHeader*>(block)->doubled = list;
+    Blocks::give(first), Blocks::give(second);
+    g.factor = whole;
+}
+
+template <class Wanted> std::vector<int64_t> members(const Args& g, Wanted&& wanted) {
+    std::vector<int64_t> found;
+    for (int64_t k = 0; k < g.batch; ++k)
+        if (wanted(k)) found.push_back(k);
+    return found;
+}
+
+inline int solve_single(Args& g) {
+    const Args asked = g;  // a call leaves its choices in its arguments
+    const View<const int32_t> status(g.status);
+    if (Call<float>::solve(g) == 0) return 0;
+    const std::vector<int64_t> which = members(g, [&](int64_t k) { return status.of(k)[0] != SOLVED; });
+    Doubled again(asked, which);
+    const int left = solve_double(again.args);
+    again.store_point();
+    if (g.keep) join(g, which, again.args);
+    return left;
+}
+
+inline int kkt_solve_single(Args& g) {
+    const Args asked = g;
+    const View<const int32_t> status(g.status);
+    const auto marked = [&](int64_t k) { return status.of(k)[0] == SOLVED && !(View<float>(g.v_z).of(k)[0] == View<float>(g.v_z).of(k)[0]); };
+    if (g.factor.data) {
+        if (Call<float>::kkt_solve(g) == 0) return 0;
+        auto* header = static_cast<FactorHeader*>(g.factor.data);
+        if (header->doubled) {
+            const DoubledMembers those(reinterpret_cast<char*>(header) + header->doubled);
+            Doubled part(asked, std::vector<int64_t>(those.list, those.list + those.count));
+            part.args.factor.data = those.factor;
+            part.load_point();
+            part.kkt_solve();
+        }
+    } else {
+        for (int64_t k = 0; k < g.batch; ++k) no_derivative<float>(g, k);
+    }
+    // Without a factor: once more from the start; what double does not solve, from the point that is known.
+    const std::vector<int64_t> rest = members(g, [&](int64_t k) { return g.factor.data ? marked(k) : status.of(k)[0] == SOLVED; });
+    if (!rest.empty()) {
+        Doubled again(asked, rest);
+        again.args.keep = 1;
+        solve_double(again.args);
+        again.load_rest();
+        again.kkt_solve();
+        Blocks::give(again.args.factor.data);
+    }
+    return int(members(g, marked).size());
+}
+
+}  // namespace optlayer
