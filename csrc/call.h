@@ -231,12 +231,14 @@ class Call {
     Plan spare{};  // the second method, one member at a time
     std::vector<int> lists;
     FactorHeader* header = nullptr;
+    size_t before = 0;  // bytes to be left free in front of it
     Shared<T> shared;
     std::once_flag judged;
     bool shared_convex = false;
 
     Call(Args& args, bool anew) : g(args) {
         if (anew) {
+            before = size_t(g.factor.stride);
             find_structure();
             choose(Method(g.method), true);
         } else {
@@ -323,7 +325,7 @@ class Call {
         h.shared = h.flags + whole_lines(size_t(g.batch));
         h.groups = h.shared + plan.shared_bytes;
         h.size = h.groups + size_t(groups()) * plan.keep_bytes;
-        header = static_cast<FactorHeader*>(Blocks::take(h.size, g.factor.stride));
+        header = reinterpret_cast<FactorHeader*>(static_cast<char*>(Blocks::take(before + h.size, g.factor.stride)) + before);
         g.factor.data = header;
         *header = h;
         std::memcpy(at(h.lists), lists.data(), lists.size() * sizeof(int));
@@ -346,7 +348,7 @@ class Call {
             share(task);
             if (solving && shared.bad && (plan.method == ACTIVE || plan.method == SCHUR)) {  // not strictly convex
                 choose(AUTO, false);
-                if (header) Blocks::give(header), header = nullptr, allocate_factor();
+                if (header) Blocks::give(at(0) - before), header = nullptr, allocate_factor();
                 if (plan.shared) share(task);
             }
         }

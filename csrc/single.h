@@ -121,20 +121,20 @@ struct DoubledMembers {
         : count(*reinterpret_cast<int64_t*>(at)), list(reinterpret_cast<int64_t*>(at) + 1), factor(at + bytes(size_t(count))) {}
 };
 
-// Both factors in one block.
-inline void join(Args& g, const std::vector<int64_t>& which, const Args& doubled) {
-    auto* first = static_cast<FactorHeader*>(g.factor.data);
-    auto* second = static_cast<FactorHeader*>(doubled.factor.data);
-    const size_t list = whole_lines(first->size), start = list + DoubledMembers::bytes(which.size());
-    Tensor whole{};
-    char* block = static_cast<char*>(whole.data = Blocks::take(start + second->size, whole.stride));
-    std::memcpy(block, first, first->size);
-    std::memcpy(block + start, second, second->size);
-    *reinterpret_cast<int64_t*>(block + list) = int64_t(which.size());
-    std::memcpy(block + list + sizeof(int64_t), which.data(), which.size() * sizeof(int64_t));
-    reinterpret_cast<FactorHeader*>(block)->doubled = list;
-    Blocks::give(first), Blocks::give(second);
-    g.factor = whole;
+// Both factors in one block: that of double was made with room for the other.
+inline size_t room_for(const Args& g, size_t members) {
+    return whole_lines(static_cast<FactorHeader*>(g.factor.data)->size) + DoubledMembers::bytes(members);
+}
+inline void join(Args& g, const std::vector<int64_t>& which, const Tensor& doubled) {
+    auto* own = static_cast<FactorHeader*>(g.factor.data);
+    char* block = static_cast<char*>(doubled.data) - room_for(g, which.size());
+    own->doubled = whole_lines(own->size);
+    std::memcpy(block, own, own->size);
+    auto* list = reinterpret_cast<int64_t*>(block + own->doubled);
+    *list = int64_t(which.size());
+    std::memcpy(list + 1, which.data(), which.size() * sizeof(int64_t));
+    Blocks::give(own);
+    g.factor = {block, doubled.stride};
 }
 
 template <class Wanted> std::vector<int64_t> members(const Args& g, Wanted&& wanted) {
@@ -150,9 +150,10 @@ inline int solve_single(Args& g) {
     if (Call<float>::solve(g) == 0) return 0;
     const std::vector<int64_t> which = members(g, [&](int64_t k) { return status.of(k)[0] != SOLVED; });
     Doubled again(asked, which);
+    if (g.keep) again.args.factor.stride = int64_t(room_for(g, which.size()));
     const int left = solve_double(again.args);
     again.store_point();
-    if (g.keep) join(g, which, again.args);
+    if (g.keep) join(g, which, again.args.factor);
     return left;
 }
 

@@ -176,11 +176,14 @@ struct Active {
     using T = scalar_of<V>;
     static constexpr int W = lanes_of<V>;
 
-    V *w, *wm, *y, *rows_at;  // scratch: n, m, rows, rows
+    V *w, *y, *rows_at;                 // scratch: n, rows, rows
+    V *rz, *rnu, *goal, *vz, *vnu;      // scratch: a right-hand side (n, m, rows) and its answer (n, m; y)
+    V found = V(0);
     T *own, *lane_M;          // M of one lane; column scratch
     Pivoting<T> pivoting;
     int *count[W], *index[W], *sign[W];  // kept: the active rows of each lane, their sides, and the factor over them
-                                         // (after the number of active rows: whether the factor is that of N, pivoting.h)
+                                         // (after the number of active rows: whether the factor is that of N, pivoting.h;
+                                         // whether the point was refined in double)
     T *L[W], *iL[W];
     int* side[W];
 
@@ -192,10 +195,12 @@ struct Active {
     void place(Arena& keep, Arena& work) {
         const int R = a.rows(), K = most();
         for (int l = 0; l < W; ++l) {
-            count[l] = keep.take<int>(2), index[l] = keep.take<int>(R), sign[l] = keep.take<int>(K);
+            count[l] = keep.take<int>(3), index[l] = keep.take<int>(R), sign[l] = keep.take<int>(K);
             iL[l] = keep.take<T>(K), L[l] = keep.take<T>(size_t(K) * K);
         }
-        w = work.take<V>(a.n), wm = work.take<V>(a.m), y = work.take<V>(R), rows_at = work.take<V>(R);
+        for (V** x : {&w, &rz, &vz}) *x = work.take<V>(a.n);
+        for (V** x : {&rnu, &vnu}) *x = work.take<V>(a.m);
+        for (V** x : {&y, &rows_at, &goal}) *x = work.take<V>(R);
         for (int l = 0; l < W; ++l) side[l] = work.take<int>(R);
         own = work.take<T>(a.n + a.m), lane_M = work.take<T>(W > 1 && is_pack<U> ? size_t(R) * R : 0);
         pivoting.place(work, R, K);
@@ -259,6 +264,54 @@ struct Active {
         finish(rz, vy, vz, vnu);
     }
 
+    bool refined() const { return count[0][2] != 0; }
+    struct Sums {  // scratch of the next
+        double *z, *nu, *c, *left, *left_nu, *Cz;
+        void place(Arena& w, int n, int m, int rows) {
+            for (double** x : {&z, &left}) *x = w.take<double>(n);
+            for (double** x : {&nu, &left_nu}) *x = w.take<double>(m);
+            for (double** x : {&c, &Cz}) *x = w.take<double>(rows);
+        }
+    };
+    // The same for V float, refined by residuals in double: once, and again while they are large. g: the matrices.
+    // False: the residuals do not get small.
+    bool kkt_refined(const Data<double, U>& g, const Sums& sums, const V* r, const V* rn, const V* rg, V* out_z, V* out_nu, V* out_y) {
+        const int n = a.n, m = a.m, R = a.rows();
+        const Solo<double> wide;
+        double *z = sums.z, *nu = sums.nu, *c = sums.c, *left = sums.left, *left_nu = sums.left_nu, *Cz = sums.Cz;
+        t.each(n, [&](int j) { z[j] = 0, left[j] = r[j]; });
+        t.each(m, [&](int i) { nu[i] = 0, left_nu[i] = rn[i]; });
+        t.each(R, [&](int i) { c[i] = 0, Cz[i] = 0; });
+        double first = 0, before = 0;  // largest residuals
+        for (int round = 0;; ++round) {
+            t.each(n, [&](int j) { rz[j] = V(left[j]); });
+            t.each(m, [&](int i) { rnu[i] = V(left_nu[i]); });
+            t.each(R, [&](int i) { goal[i] = V(double(rg[i]) - Cz[i]); });
+            V top = t.max(n, V(0), [&](int j) { return abs(rz[j]); });
+            top = t.max(m, top, [&](int i) { return abs(rnu[i]); });
+            top = t.max(*count[0], top, [&](int i) { return abs(goal[index[0][i]]); });
+            const double now = top;
+            if (round == 0) first = now;
+            else if (!(now < before / 2) && !(now <= 1e-6 * first)) return false;
+            before = now;
+            kkt(rz, rnu, goal, vz, vnu, y);
+            t.each(n, [&](int j) { z[j] += double(vz[j]), left[j] = 0; });
+            t.each(m, [&](int i) { nu[i] += double(vnu[i]), left_nu[i] = 0; });
+            t.each(R, [&](int i) { c[i] += double(y[i]); });
+            if (round && now <= 1e-4 * first) break;
+            g.add_Qz(wide, z, left);
+            g.add_rows_t(wide, c, left);
+            if (m) wide.gemv(n, m, g.A, n, nu, left), wide.gemv_t(n, m, g.A, n, z, left_nu);
+            t.each(n, [&](int j) { left[j] = r[j] - left[j]; });
+            t.each(m, [&](int i) { left_nu[i] = rn[i] - left_nu[i]; });
+            g.rows_times(wide, z, Cz);
+        }
+        t.each(n, [&](int j) { out_z[j] = V(z[j]); });
+        t.each(m, [&](int i) { out_nu[i] = V(nu[i]); });
+        t.each(R, [&](int i) { out_y[i] = V(c[i]); });
+        return true;
+    }
+
     // M_AA⁻¹ by N: y = N (r - x), where r is 0 and x is not on the rows that are not active, and y is 0 there;
     // refined once, because N has lost digits that M has.
     void kkt_inverted(const V* goal, V* vy) {
@@ -309,21 +362,26 @@ struct Active {
     // Solves the first `lanes` lanes (the others repeat the last one) but the bad ones.
     template <class Judge, class Bad>
     void run(Judge& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
-        const int n = a.n, m = a.m, R = a.rows();
         if (all(bad)) return refuse(x, out);
-        V *q = judge.gd, *rows = x.v;
-        t.each(n, [&](int j) { q[j] = -a.q[j]; });
-        half(q, a.b, out.z, out.nu);
-        rows_without(out.z, out.nu, rows);
-        t.each(R, [&](int i) { out.y[i] = V(0), y[i] = V(0); });
-        out.iterations = V(0);
-        V found = V(0);
+        pivot(x, out, bad, lanes);
+        refine(judge, x, out, tolerance);
+    }
+
+    // The active rows of each lane, their factor, and the point there; found: 1 or 0.
+    template <class Bad>
+    void pivot(Sides<V>& x, Point<V>& out, Bad bad, int lanes) {
+        const int n = a.n, m = a.m, R = a.rows();
+        t.each(n, [&](int j) { rz[j] = -a.q[j]; });
+        half(rz, a.b, out.z, out.nu);
+        rows_without(out.z, out.nu, x.v);
+        t.each(R, [&](int i) { out.y[i] = V(0); });
+        out.iterations = found = V(0);
         Pivoting<T>& d = pivoting;
         for (int l = 0; l < W; ++l) {
-            count[l][0] = count[l][1] = 0;
+            count[l][0] = count[l][1] = count[l][2] = 0;
             if (l >= lanes || lane(bad, l)) continue;
             t.each(R, [&](int i) {
-                d.v[i] = lane(rows[i], l), d.lo[i] = -infinity(), d.up[i] = infinity();
+                d.v[i] = lane(x.v[i], l), d.lo[i] = -infinity(), d.up[i] = infinity();
             });
             x.each(t, [&](int k, int i, V sg) {
                 if (!(lane(x.on[k], l) > T(0))) return;
@@ -354,32 +412,46 @@ struct Active {
             for (int j = 0; j < size; ++j)
                 t.each(size - j, [&](int i) { L[l][size_t(j) * size + j + i] = d.L[size_t(j) * d.most + j + i]; });
         }
-        finish(q, out.y, out.z, out.nu);
-        signs(x, out);
-        V error = judge.judge();
-        const V exact = V(sizeof(T) == 8 ? tolerance * T(1e-2) : tolerance * T(0.1));
-        for (int round = 0; round < 2; ++round) {
-            const auto again = (found > V(0)) & !(error <= exact);  // each lane for itself
+        finish(rz, out.y, out.z, out.nu);
+    }
+
+    // The point is judged, and corrected while a correction halves the error. X: V, or double where V is float; then
+    // residuals are computed in double, and the factors of float give the corrections.
+    template <class Judge, class X>
+    void refine(Judge& judge, Sides<X>& x, Point<X>& out, T tolerance) {
+        using S = scalar_of<X>;
+        constexpr bool mixed = !std::is_same<X, V>::value;
+        const int n = a.n, m = a.m, R = a.rows();
+        signs(judge.row, x, out);
+        X error = judge.judge(), before = X(S(1e30));
+        const X exact = X(S(tolerance) * S(sizeof(S) == 8 ? 1e-2 : 0.1));
+        const auto known = X(found) > X(0);
+        for (int round = 0; round < (mixed ? 6 : 2); ++round) {
+            auto again = known & !(error <= exact);  // each lane for itself
+            if (mixed) again = again & (error < X(S(0.5)) * before);
             if (!any(again)) break;
+            before = error;
             // judge.gd, judge.gp and x.v hold the residuals and C z
-            t.each(n, [&](int j) { judge.gd[j] = -judge.gd[j]; });
-            t.each(m, [&](int i) { judge.gp[i] = -judge.gp[i]; });
-            t.each(R, [&](int i) { x.goal[i] = V(0); });
-            x.each(t, [&](int k, int i, V sg) { x.goal[i] = select(x.active[k] > V(0), sg * x.h[k] - x.v[i], x.goal[i]); });
-            kkt(judge.gd, judge.gp, x.goal, judge.dz, judge.dnu, y);
-            t.each(n, [&](int j) { out.z[j] = select(again, out.z[j] + judge.dz[j], out.z[j]); });
-            t.each(m, [&](int i) { out.nu[i] = select(again, out.nu[i] + judge.dnu[i], out.nu[i]); });
-            t.each(R, [&](int i) { out.y[i] = select(again, out.y[i] + y[i], out.y[i]); });
-            signs(x, out);
+            t.each(n, [&](int j) { rz[j] = V(-judge.gd[j]); });
+            t.each(m, [&](int i) { rnu[i] = V(-judge.gp[i]); });
+            t.each(R, [&](int i) { goal[i] = V(0); });
+            x.each(t, [&](int k, int i, X sg) { goal[i] = select(x.active[k] > X(0), V(sg * x.h[k] - x.v[i]), goal[i]); });
+            kkt(rz, rnu, goal, vz, vnu, y);
+            t.each(n, [&](int j) { out.z[j] = select(again, out.z[j] + X(vz[j]), out.z[j]); });
+            t.each(m, [&](int i) { out.nu[i] = select(again, out.nu[i] + X(vnu[i]), out.nu[i]); });
+            t.each(R, [&](int i) { out.y[i] = select(again, out.y[i] + X(y[i]), out.y[i]); });
+            signs(judge.row, x, out);
             error = judge.judge();
         }
         slacks(x, out);
-        out.solved = select((found > V(0)) & (error <= V(tolerance)), V(1), V(0));
+        out.solved = select(known & (error <= X(S(tolerance))), X(1), X(0));
+        if (mixed) count[0][2] = 1;
     }
 
     // No answer: `prepare` has found no factors.
-    void refuse(const Sides<V>& x, Point<V>& out) const {
-        for (int l = 0; l < W; ++l) count[l][0] = count[l][1] = 0;
+    void refuse(const Sides<V>& x, Point<V>& out) {
+        for (int l = 0; l < W; ++l) count[l][0] = count[l][1] = count[l][2] = 0;
+        found = V(0);
         t.each(a.n, [&](int j) { out.z[j] = V(0); });
         t.each(a.m, [&](int i) { out.nu[i] = V(0); });
         t.each(x.total(), [&](int k) { out.s[k] = out.lam[k] = V(0); });
@@ -388,20 +460,20 @@ struct Active {
     }
 
     // From the net multipliers those of each side; what has the wrong sign is cut off, and judged.
-    void signs(Sides<V>& x, Point<V>& out) {
-        t.each(a.rows(), [&](int i) { y[i] = V(0); });
-        x.each(t, [&](int k, int i, V sg) {
-            const V lam = x.on[k] * max(sg * out.y[i], V(0));
-            x.active[k] = select(lam > V(0), V(1), V(0));
+    template <class X> void signs(X* net, Sides<X>& x, Point<X>& out) {
+        t.each(a.rows(), [&](int i) { net[i] = X(0); });
+        x.each(t, [&](int k, int i, X sg) {
+            const X lam = x.on[k] * max(sg * out.y[i], X(0));
+            x.active[k] = select(lam > X(0), X(1), X(0));
             out.lam[k] = lam;
-            y[i] = fma(sg, lam, y[i]);
+            net[i] = fma(sg, lam, net[i]);
         });
-        t.each(a.rows(), [&](int i) { out.y[i] = y[i]; });
+        t.each(a.rows(), [&](int i) { out.y[i] = net[i]; });
     }
-    void slacks(Sides<V>& x, Point<V>& out) {  // from C z, as the judge left it
-        x.each(t, [&](int k, int i, V sg) {
-            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
-            out.s[k] = select(x.active[k] > V(0), V(0), slack);
+    template <class X> void slacks(Sides<X>& x, Point<X>& out) {  // from C z, as the judge left it
+        x.each(t, [&](int k, int i, X sg) {
+            const X slack = select(x.on[k] > X(0), max(x.h[k] - sg * x.v[i], X(0)), X(1));
+            out.s[k] = select(x.active[k] > X(0), X(0), slack);
         });
     }
 

@@ -1,7 +1,8 @@
 // Dense linear algebra over a value type V (pack.h): float or double, or a pack of them, one QP in each lane.
 //
 // Matrices are column-major: element (i, j) is a[j * ld + i]. Operands may be of type V, or of scalar_of<V>: shared by
-// all lanes. Only the lower triangle of a symmetric or triangular matrix is read.
+// all lanes. Only the lower triangle of a symmetric or triangular matrix is read. A product of a matrix and a vector of
+// double may have a matrix of float.
 //
 // One micro-kernel carries everything of order n³: a tile of C stays in registers while k runs,
 //     C(i,j) -= a(i,k) b(j,k),       one fma for each k, in ascending order, on top of the old C(i,j).
@@ -20,7 +21,7 @@ using Index = std::ptrdiff_t;
 template <class V, bool = in_rows<V>> struct Registers {
     using R = Pack<V, native_width<V>>;
     static constexpr int step = native_width<V>, rows = 3, columns = vector_registers == 32 ? 8 : 4;
-    template <bool cut> static OPTLAYER_INLINE R load(const V* p, int count) {
+    template <bool cut, class U> static OPTLAYER_INLINE R load(const U* p, int count) {
         return cut ? R::load_first(p, count) : R::load(p);
     }
     template <bool cut> static OPTLAYER_INLINE void store(V* p, R x, int count) {
@@ -236,7 +237,7 @@ template <class V, bool = in_rows<V>> struct Chunk {
     static constexpr int width = native_width<V> < 8 ? native_width<V> : 8, count = 8 / width;
     static constexpr int columns = width;  // so many columns share the loads of x, with eight accumulators in all
     using R = Pack<V, width>;
-    static OPTLAYER_INLINE R load(const V* p, int q, int rows) {
+    template <class U> static OPTLAYER_INLINE R load(const U* p, int q, int rows) {
         const int left = rows - q * width;
         return rows >= 8 ? R::load(p + q * width) : R::load_first(p + q * width, left < width ? left : width);
     }

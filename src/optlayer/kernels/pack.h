@@ -203,6 +203,25 @@ template <class T, int W> struct Pack {
             return a;
         }
     }
+    // The same of numbers in single precision, in double.
+    template <class S, class = std::enable_if_t<std::is_same<S, float>::value && !std::is_same<S, T>::value>>
+    static OPTLAYER_INLINE Pack load(const S* p) {
+#ifdef OPTLAYER_VECTORS
+        typedef S Narrow __attribute__((vector_size(W * sizeof(S)), aligned(alignof(S)), may_alias));
+        return Pack(__builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Vector));
+#else
+        return load_first(p, W);
+#endif
+    }
+    template <class S, class = std::enable_if_t<std::is_same<S, float>::value && !std::is_same<S, T>::value>>
+    static OPTLAYER_INLINE Pack load_first(const S* p, int count) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Vector) == 64) return Pack((Vector)_mm512_maskz_cvtps_pd(0xff, _mm256_maskz_loadu_ps(__mmask8((1u << count) - 1), p)));
+#endif
+        Pack a(T(0));
+        for (int i = 0; i < count; ++i) a.v[i] = T(p[i]);
+        return a;
+    }
     OPTLAYER_INLINE void store_first(T* p, int count) const {
 #if defined(__AVX512F__)
         if constexpr (sizeof(Vector) == 64 && sizeof(T) == 8)

@@ -242,36 +242,66 @@ struct Group {
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         out.solved = select(bad, V(0), out.solved);
 #ifndef __CUDACC_RTC__
-        if (g.single == 2) round_answer(ip);
+        if (g.single == 2) round_answer(ip, x, out);
 #endif
         store_answer();
     }
 
 #ifndef __CUDACC_RTC__
+    static constexpr bool mixed = std::is_same<V, float>::value;  // factors in float, residuals and refinement in double
+
     template <class Bad>
     void solve(Active<Tm, V, U>& system, Arena& work, Bad bad) {
         Interior<Tm, V, U, Active<Tm, V, U>> judge(t, a, system, x, out);
         judge.place(work);
-        if (!work.base) return;
-        system.run(judge, x, out, bad, count, T(g.tolerance));
-        if (g.single == 2) round_answer(judge);
-        store_answer();
+        if (work.base) {
+            system.run(judge, x, out, bad, count, T(g.tolerance));
+            if (g.single == 2) round_answer(judge, x, out);
+        }
+        if constexpr (mixed) refine_in_double(system, work);
+        if (work.base) store_answer();
     }
+    // What float has not brought to the tolerance: the same matrices and factors, but vectors and residuals in double.
+    void refine_in_double(Active<Tm, V, U>& system, Arena& work) {
+        double *q = work.take<double>(a.n), *b = work.take<double>(a.m);
+        Data<double, U> data = wide_matrices();
+        data.q = q, data.b = b;
+        Sides<double> sides{};
+        sides.p = x.p, sides.base = x.base, sides.lower = x.lower, sides.upper = x.upper;
+        sides.place(work, work);
+        Point<double> point{};
+        point.place(work, a.n, a.m, plan.rows(), plan.sides());
+        const Solo<double> team;
+        Interior<Solo<double>, double, U, Active<Tm, V, U>> judge(team, data, system, sides, point);
+        judge.place(work);
+        if (!work.base || out.solved > V(0) || !(system.found > V(0))) return;
+        const auto copy = [&](auto* to, const auto* from, int items) {
+            t.each(items, [&](int i) { to[i] = std::decay_t<decltype(*to)>(from[i]); });
+        };
+        copy(q, a.q, a.n), copy(b, a.b, a.m), copy(sides.h, x.h, x.total()), copy(sides.on, x.on, x.total());
+        copy(point.z, out.z, a.n), copy(point.nu, out.nu, a.m), copy(point.y, out.y, plan.rows());
+        system.refine(judge, sides, point, T(g.tolerance));
+        round_answer(judge, sides, point);
+        copy(out.z, point.z, a.n), copy(out.nu, point.nu, a.m), copy(out.s, point.s, x.total()), copy(out.lam, point.lam, x.total());
+        out.primal = T(point.primal), out.dual = T(point.dual), out.gap = T(point.gap), out.solved = T(point.solved);
+    }
+    Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
 
     // The answer as its receiver will have it, in float32: judged after rounding.
-    template <class Judge>
-    void round_answer(Judge& judge) {
-        auto round = [&](V* v, int items) {
-            T* raw = reinterpret_cast<T*>(v);
-            for (size_t i = 0; i < size_t(items) * W; ++i) raw[i] = T(float(raw[i]));
+    template <class Judge, class X>
+    void round_answer(Judge& judge, const Sides<X>& sides, Point<X>& point) {
+        using R = scalar_of<X>;
+        auto round = [&](X* v, int items) {
+            R* raw = reinterpret_cast<R*>(v);
+            for (size_t i = 0; i < size_t(items) * W; ++i) raw[i] = R(float(raw[i]));
         };
-        round(out.z, plan.n), round(out.nu, plan.m), round(out.lam, plan.sides());
-        t.each(plan.rows(), [&](int i) { out.y[i] = V(0); });
-        x.each(t, [&](int k, int i, V sg) { out.y[i] = fma(sg, out.lam[k], out.y[i]); });
-        const V tolerance = V(T(g.tolerance));
+        round(point.z, plan.n), round(point.nu, plan.m), round(point.lam, plan.sides());
+        t.each(plan.rows(), [&](int i) { point.y[i] = X(0); });
+        sides.each(t, [&](int k, int i, X sg) { point.y[i] = fma(sg, point.lam[k], point.y[i]); });
+        const X tolerance = X(R(g.tolerance));
         auto good = judge.judge() <= tolerance;
-        if (any((out.solved > V(0)) & !good)) good = good | (judge.template judge<true>() <= tolerance);
-        out.solved = select(good, out.solved, V(0));
+        if (any((point.solved > X(0)) & !good)) good = good | (judge.template judge<true>() <= tolerance);
+        point.solved = select(good, point.solved, X(0));
     }
 #endif
 
@@ -323,6 +353,8 @@ struct Group {
         const int n = plan.n, m = plan.m, R = plan.rows(), S = plan.sides();
         V *rz = w.take<V>(n), *rnu = w.take<V>(m), *rk = w.take<V>(S), *goal = w.take<V>(R);
         V *vz = w.take<V>(n), *vnu = w.take<V>(m), *vk = w.take<V>(S), *vy = w.take<V>(R);
+        typename Active<Tm, V, U>::Sums sums{};
+        if (mixed) sums.place(w, n, m, R);
         if (!w.base) return;
         t.each(n, [&](int j) { rz[j] = V(0); });
         t.each(m, [&](int i) { rnu[i] = V(0); });
@@ -338,7 +370,12 @@ struct Group {
                     if (system.side_of(i, l) * lane(sg, l) > T(0)) set_lane(goal[i], l, lane(sg * rk[k], l));
             });
         }
-        system.kkt(rz, rnu, goal, vz, vnu, vy);
+        if (!mixed || !system.refined()) {
+            system.kkt(rz, rnu, goal, vz, vnu, vy);
+        } else if constexpr (mixed) {
+            load_matrices();  // Q as well
+            if (!system.kkt_refined(wide_matrices(), sums, rz, rnu, goal, vz, vnu, vy)) vz[0] = std::numeric_limits<T>::quiet_NaN();
+        }
         x.each(t, [&](int k, int i, V sg) {
             vk[k] = V(0);
             for (int l = 0; l < W; ++l)
