@@ -60,11 +60,11 @@ sanitize: $(STAMP)  ## C++ tests (all teams) under the address and undefined-beh
 	$(CMAKE) -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOPTLAYER_TESTS=ON -DOPTLAYER_SANITIZE=ON \
 	  -DOPTLAYER_LIBRARIES=OFF >/dev/null
 	$(CMAKE) --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 	$(CMAKE) -S . -B build/races -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOPTLAYER_TESTS=ON -DOPTLAYER_SANITIZE=ON \
 	  -DOPTLAYER_SANITIZERS=thread -DOPTLAYER_LIBRARIES=OFF >/dev/null
-	$(CMAKE) --build build/races --target test_block_baseline
-	build/races/test_block_baseline
+	$(CMAKE) --build build/races --target threaded
+	$(BIN)/ctest --test-dir build/races --output-on-failure --tests-regex 'test_(block|call)'
 
 fuzz: $(STAMP) core  ## random problems, all backends against each other, until stopped or SECONDS are over
 	$(ONE) $(BIN)/python -m tests.fuzz $(ARGS)
