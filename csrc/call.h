@@ -360,7 +360,7 @@ class Call {
         Arena curvature;
         if (twice) convex(0, curvature);
         const size_t room = std::max(std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes), curvature.used);
-        over_threads(room, [&](int64_t i, char* work) {
+        over_threads(task, room, [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
             bool usable = solving;
@@ -371,7 +371,8 @@ class Call {
                 const bool solved = status.of(k)[0] == SOLVED;
                 if (solving) {
                     if (flags) flags[k] = solved;
-                    const bool again = !solved && twice && (plan.method != spare.method || plan.lanes > 1);
+                    if (twice && !solved && !valid(k)) reject(k);
+                    const bool again = twice && !decided(status.of(k)[0]) && (plan.method != spare.method || plan.lanes > 1);
                     if (again) dispatch(spare, k, Arena(), Arena(work), task);
                     if (status.of(k)[0] == SOLVED && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
                         status.of(k)[0] = NUMERICAL_ERROR;
@@ -391,6 +392,31 @@ class Call {
             }
         });
         return unsolved;
+    }
+
+    // Whether nobody needs to try again.
+    static bool decided(int32_t status) { return status == SOLVED || status == PRIMAL_INFEASIBLE || status == INVALID_INPUT; }
+
+    // Whether the data are finite, but for the infinite sides that mean no constraint.
+    bool valid(int64_t k) const {
+        const T top = std::numeric_limits<T>::infinity();
+        const auto fine = [&](const Tensor& x, int count, bool below, bool above) {  // may be -inf, inf; never NaN
+            const T* v = x.data ? View<const T>(x).of(k) : nullptr;
+            return !v || std::all_of(v, v + count, [=](T value) {
+                return (below ? value >= -top : value > -top) && (above ? value <= top : value < top);
+            });
+        };
+        return fine(g.Q, g.diagonal ? g.n : g.n * g.n, false, false) && fine(g.q, g.n, false, false)
+            && fine(g.G, g.p * g.n, false, false) && fine(g.h, g.p, false, true) && fine(g.A, g.m * g.n, false, false)
+            && fine(g.b, g.m, false, false) && fine(g.lb, g.n, true, false) && fine(g.ub, g.n, false, true);
+    }
+    void reject(int64_t k) const {
+        const auto zero = [&](const Tensor& x, int count) {
+            if (x.data) std::fill_n(View<T>(x).of(k), count, T(0));
+        };
+        zero(g.z, g.n), zero(g.s, g.p), zero(g.lam, g.p), zero(g.nu, g.m), zero(g.lam_lb, g.n), zero(g.lam_ub, g.n);
+        zero(g.primal_residual, 1), zero(g.dual_residual, 1), zero(g.gap, 1);
+        View<int32_t>(g.status).of(k)[0] = INVALID_INPUT, View<int32_t>(g.iterations).of(k)[0] = 0;
     }
 
     // Leave all members to double.
@@ -459,11 +485,16 @@ class Call {
         return shared_convex;
     }
 
+    // About how long it will take: a thread wants 100 µs of work, or waking it up costs more than it does.
+    double microseconds(Task task) const {
+        const double size = plan.n + plan.m + plan.rows(), solve = 0.4 + 2e-5 * size * size * size;
+        return g.batch * (task == Task::SOLVE ? solve : 0.3 * solve);
+    }
+
     // body(group, scratch) for all groups, by threads that each take some groups at a time
-    template <class F> void over_threads(size_t room, F&& body) {
+    template <class F> void over_threads(Task task, size_t room, F&& body) {
         const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 128, 16));
-        int workers = g.threads < 1 ? 1 : g.threads;
-        if (workers > count) workers = int(count);
+        const int workers = int(std::min<double>({double(std::max(g.threads, 1)), double(count), 1 + microseconds(task) / 100}));
         std::atomic<int64_t> next{0};
         std::atomic<bool> failed{false};
         Pool::run(workers, [&](int) {

@@ -16,9 +16,9 @@ from torch import Tensor
 from optlayer import solve
 from optlayer.backends import args, cpu, reference
 from optlayer.backends.base import Adjoint
-from optlayer.kkt import mul, residuals
+from optlayer.kkt import farkas_residual, mul, residuals
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem, check
+from optlayer.problem import NAMES, Diagonal, Problem, check
 from optlayer.settings import Settings
 from optlayer.solution import Status
 
@@ -276,6 +276,55 @@ def test_float32_and_float64_in_one_batch() -> None:
         if member != 3:
             exact = cpu.solve(check(*(x[[member]].double() for x in (Q, q, G, h))), SETTINGS, True)
             torch.testing.assert_close(point.z.double(), exact.z, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("kind", ["rows", "everything", "shared rows", "shared equalities and bounds", "many rows"])
+def test_the_core_proves_by_itself_that_members_are_infeasible(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_ask_reference", lambda *_: None)
+    problem = draw(17, **KINDS[kind], dtype=dtype)
+    wanted = both(problem)
+    tensors = [None if x is None else x.clone() for x in problem.tensors()]
+    broken = torch.zeros(9, dtype=torch.bool)
+    broken[::3] = True
+    if problem.p:  # some rows leave no room for another; in float32 one, since the sum of more would be rounded
+        _, _, G, h = tensors[:4]
+        assert G is not None
+        assert h is not None
+        rows = slice(1, 4 if dtype == F64 else 2)
+        G[..., 0, :] = -G[..., rows, :].sum(-2)
+        h[:, 0] = torch.where(broken, -0.5, 1.0) - h[:, rows].sum(-1)
+        wanted = both(problem.replace(tensors, 9))
+    else:  # the bounds keep all of z below what the first equality needs
+        b, A, ub = tensors[5], tensors[4], tensors[7]
+        assert b is not None
+        assert A is not None
+        assert ub is not None
+        b[broken, 0] = 2 * (A[0].abs() * torch.maximum(ub[broken].abs(), problem.lb[broken].abs())).sum(-1)
+    spoilt = problem.replace(tensors, 9)
+    found = both(spoilt)
+    assert found[6].tolist() == torch.where(broken, int(Status.PRIMAL_INFEASIBLE), 0).tolist()
+    exact = spoilt.replace([None if x is None else x.double() for x in tensors], 9)
+    proof = farkas_residual(exact, *(x.double() for x in found[2:6]))
+    assert float(proof[broken].max()) <= (1e-9 if dtype == F64 else 1e-5)
+    assert not any(x[broken].any() for x in found[11:])
+    assert same(tuple(x[~broken] for x in found), tuple(x[~broken] for x in wanted))
+
+
+@pytest.mark.parametrize("name", ["Q", "q", "G", "h", "A", "b", "lb", "ub"])
+def test_the_core_sees_data_that_are_not_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_ask_reference", lambda *_: None)
+    problem = draw(18, **KINDS["everything"])
+    wanted = both(problem)
+    tensors = {key: None if x is None else x.clone() for key, x in zip(NAMES, problem.tensors(), strict=True)}
+    tensors[name].view(9, -1)[4, 1] = -torch.inf if name in ("h", "ub") else torch.inf if name == "lb" else torch.nan
+    found = both(problem.replace(list(tensors.values()), 9))
+    assert found[6].tolist() == [int(Status.INVALID_INPUT) if i == 4 else 0 for i in range(9)]
+    others = torch.arange(9) != 4
+    assert same(tuple(x[others] for x in found), tuple(x[others] for x in wanted))
+    assert not any(x[4].any() for x in (*found[:6], *found[11:]))
 
 
 def test_without_a_kept_factor() -> None:

@@ -18,6 +18,7 @@ from optlayer.backends.base import Adjoint
 from optlayer.point import Point
 from optlayer.problem import Diagonal, Problem
 from optlayer.settings import Settings
+from optlayer.solution import Status
 
 name = "cpu"
 
@@ -143,7 +144,7 @@ METHOD, LANES = 0, 0
 
 
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-    """Solve every member; what the core does not solve, the reference backend tries."""
+    """Solve every member; what the core neither solves nor refutes, the reference backend tries."""
     core = _core()
     assert isinstance(core, Core)
     call = _Call(problem, settings, keep_factor)
@@ -202,11 +203,13 @@ _LARGE = 1 << 17
 
 
 def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
-    """Give the members that the core did not solve the reference's verdict, one by one (no member sees another)."""
+    """Give the members that are left the reference's verdict, so many at a time that its matrices stay small."""
     from optlayer.backends import reference
 
-    for member in point.status.nonzero().flatten().tolist():
-        point.take(slice(member, member + 1), reference.solve(problem.member(member), settings, False))
+    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    size = problem.n + problem.m + problem.p
+    for members in left.nonzero().flatten().split(max(1, 4_000_000 // size**2)):
+        point.take(members, reference.solve(problem.select(members), settings, False))
     point.unsolved = len(point.status.nonzero())
 
 

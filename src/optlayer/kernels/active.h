@@ -178,7 +178,8 @@ struct Active {
 
     V *w, *y, *rows_at;                 // scratch: n, rows, rows
     V *rz, *rnu, *goal, *vz, *vnu;      // scratch: a right-hand side (n, m, rows) and its answer (n, m; y)
-    V found = V(0);
+    V *ray;                             // rows: multipliers of a contradiction
+    V found = V(0), contradiction = V(0);
     T *own, *lane_M;          // M of one lane; column scratch
     Pivoting<T> pivoting;
     int *count[W], *index[W], *sign[W];  // kept: the active rows of each lane, their sides, and the factor over them
@@ -200,7 +201,7 @@ struct Active {
         }
         for (V** x : {&w, &rz, &vz}) *x = work.take<V>(a.n);
         for (V** x : {&rnu, &vnu}) *x = work.take<V>(a.m);
-        for (V** x : {&y, &rows_at, &goal}) *x = work.take<V>(R);
+        for (V** x : {&y, &rows_at, &goal, &ray}) *x = work.take<V>(R);
         for (int l = 0; l < W; ++l) side[l] = work.take<int>(R);
         own = work.take<T>(a.n + a.m), lane_M = work.take<T>(W > 1 && is_pack<U> ? size_t(R) * R : 0);
         pivoting.place(work, R, K);
@@ -367,6 +368,34 @@ struct Active {
         refine(judge, x, out, tolerance);
     }
 
+    // Lanes whose rows contradict each other get Farkas' proof in lam and nu: C'y + A'nu = 0, h'lam + b'nu = -1. It must be
+    // exact, and larger than what rounding of the data (relative, 1 / `most`) may have caused. out.solved is -1 there.
+    template <class Judge> void certify(const Judge& judge, const Sides<V>& x, Point<V>& out, T most) {
+        if (!any(contradiction > V(0))) return;
+        const int n = a.n, m = a.m;
+        t.each(n, [&](int j) { rz[j] = V(0); });
+        t.each(m, [&](int i) { vnu[i] = V(0); });
+        finish(rz, ray, vz, vnu);
+        V *force = judge.gd, size = V(0);
+        t.each(n, [&](int j) { force[j] = V(0); });
+        a.add_rows_t(t, ray, force);
+        if (m) t.gemv(n, m, a.A, n, vnu, force);
+        t.each(n, [&](int j) {
+            size = max(size, judge.dot_of_sizes(a.G + j, n, a.p, ray));
+            if (a.bounds) size = max(size, abs(ray[a.p + j]));
+        });
+        const V off = t.max(n, V(0), [&](int j) { return abs(force[j]); });
+        V value = V(0), terms = V(0);
+        const auto add = [&](V term) { value = value + term, terms = terms + abs(term); };
+        t.each(m, [&](int i) { add(a.b[i] * vnu[i]); });
+        x.each(t, [&](int k, int i, V sg) { add(x.on[k] * x.h[k] * max(sg * ray[i], V(0))); });
+        const auto proved = (contradiction > V(0)) & (off <= V(T(1e-10)) * size) & (terms <= V(most) * (-value)) & (value < V(0));
+        const V unit = V(-1) / select(proved, value, V(-1));
+        t.each(m, [&](int i) { out.nu[i] = select(proved, unit * vnu[i], out.nu[i]); });
+        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(proved, x.on[k] * unit * max(sg * ray[i], V(0)), out.lam[k]); });
+        out.solved = select(proved, V(-1), out.solved);
+    }
+
     // The active rows of each lane, their factor, and the point there; found: 1 or 0.
     template <class Bad>
     void pivot(Sides<V>& x, Point<V>& out, Bad bad, int lanes) {
@@ -375,7 +404,8 @@ struct Active {
         half(rz, a.b, out.z, out.nu);
         rows_without(out.z, out.nu, x.v);
         t.each(R, [&](int i) { out.y[i] = V(0); });
-        out.iterations = found = V(0);
+        out.iterations = found = contradiction = V(0);
+        t.each(R, [&](int i) { ray[i] = V(0); });
         Pivoting<T>& d = pivoting;
         for (int l = 0; l < W; ++l) {
             count[l][0] = count[l][1] = count[l][2] = 0;
@@ -399,7 +429,14 @@ struct Active {
             }
             ok = ok || d.solve(M, 10 * (R + 10));
             set_lane(out.iterations, l, T(d.pivots));
-            if (!ok) continue;
+            if (!ok) {
+                if (d.refuted < 0) continue;
+                set_lane(contradiction, l, T(1));
+                t.each(d.k, [&](int i) { set_lane(ray[d.index[i]], l, -d.refuted_sign * d.u[i]); });
+                set_lane(ray[d.refuted], l, d.refuted_sign);
+                t.each(R, [&](int i) { set_lane(out.y[i], l, d.y[i]); });
+                continue;
+            }
             set_lane(found, l, T(1));
             const int size = d.inverted ? R - d.k : d.k;  // of the factor
             count[l][0] = d.k, count[l][1] = d.inverted;
@@ -451,7 +488,7 @@ struct Active {
     // No answer: `prepare` has found no factors.
     void refuse(const Sides<V>& x, Point<V>& out) {
         for (int l = 0; l < W; ++l) count[l][0] = count[l][1] = count[l][2] = 0;
-        found = V(0);
+        found = contradiction = V(0);
         t.each(a.n, [&](int j) { out.z[j] = V(0); });
         t.each(a.m, [&](int i) { out.nu[i] = V(0); });
         t.each(x.total(), [&](int k) { out.s[k] = out.lam[k] = V(0); });

@@ -6,7 +6,9 @@
 
 namespace optlayer {
 
-enum Status : int32_t { SOLVED = 0, MAX_ITERATIONS = 1, NUMERICAL_ERROR = 4 };
+enum Status : int32_t {  // as in solution.py
+    SOLVED = 0, MAX_ITERATIONS = 1, PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, NUMERICAL_ERROR = 4, INVALID_INPUT = 5, NOT_CONVEX = 6
+};
 enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4, ACTIVE = 5 };
 
 struct Tensor {

@@ -10,8 +10,6 @@
 
 namespace optlayer {
 
-enum Verdict : int32_t { PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, INVALID_INPUT = 5, NOT_CONVEX = 6 };  // as in Status
-
 // What is decided on the host for one call, from sizes and sharing alone: no data are read.
 struct DevicePlan {
     void* shared_block;     // what the batch shares, prepared; in the factor tensor when that is kept

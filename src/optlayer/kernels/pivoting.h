@@ -60,6 +60,8 @@ struct Pivoting {
     T *v0, *r, *Nr;
     int *index, *sign, *state;  // active rows, then, if `inverted`, the others
     int k = 0, pivots = 0;
+    int refuted = -1;           // after `solve`: a row that the active ones contradict; its own multiplier is 1 or -1, ...
+    T refuted_sign = 0;         // ... theirs are -refuted_sign u: the rows' combination is zero, their limits' negative
     bool inverted = false;      // L is the factor of N over the rows that are not active
     T slack = 0;             // violations up to here count as none
 
@@ -85,7 +87,7 @@ struct Pivoting {
             if (lo[i] > -infinite()) limit = max(limit, abs(lo[i]));
             size = max(size, scale[i] * (abs(v[i]) + limit));
         }
-        slack = rounding() * size, k = 0, pivots = 0, inverted = false;
+        slack = rounding() * size, k = 0, pivots = 0, refuted = -1, inverted = false;
     }
 
     // The row that is violated most, in units of 1 / scale; -1: none.
@@ -130,13 +132,19 @@ struct Pivoting {
                 const bool dependent = k == most || !(pivot > T(sizeof(T) == 8 ? 1e-11 : 1e-5) * all);
                 for (int i = 0; i < k; ++i) u[i] = l[i];
                 solve_lower_t(k, L, most, iL, u);
+                if (dependent)  // r is a combination of other rows: what is rounding is no part of it
+                    for (int i = 0; i < k; ++i)
+                        if (abs(u[i]) * scale[r] <= T(sizeof(T) == 8 ? 1e-11 : 1e-5) * scale[index[i]]) u[i] = T(0);
                 T step = dependent ? infinite() : sg * (v[r] - goal) / pivot;
                 int blocking = -1;
                 for (int i = 0; i < k; ++i) {
                     const T loss = sg * u[i] * T(sign[i]), has = T(sign[i]) * y[index[i]];
                     if (loss > T(0) && has < step * loss) step = max(has, T(0)) / loss, blocking = i;
                 }
-                if (!(step < infinite())) return false;
+                if (!(step < infinite())) {
+                    refuted = r, refuted_sign = sg, y[r] = own;
+                    return false;
+                }
                 const T move = step * sg;
                 for (int i = 0; i < k; ++i) y[index[i]] = fnma(move, u[i], y[index[i]]);
                 own += move;

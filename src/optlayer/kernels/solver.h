@@ -257,6 +257,7 @@ struct Group {
         if (work.base) {
             system.run(judge, x, out, bad, count, T(g.tolerance));
             if (g.single == 2) round_answer(judge, x, out);
+            if (!mixed) system.certify(judge, x, out, T(g.single ? 1e3 : 1e6));
         }
         if constexpr (mixed) refine_in_double(system, work);
         if (work.base) store_answer();
@@ -318,6 +319,7 @@ struct Group {
             for (int l = 0; l < count; ++l) {
                 const int64_t mem = member[l];
                 View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0) ? SOLVED
+                    : lane(out.solved, l) < T(0)                                ? PRIMAL_INFEASIBLE
                     : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
                                                                                 : NUMERICAL_ERROR;
                 View<int32_t>(g.iterations).of(mem)[0] = int32_t(lane(out.iterations, l));
