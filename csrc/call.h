@@ -395,7 +395,7 @@ class Call {
     }
 
     // Whether nobody needs to try again.
-    static bool decided(int32_t status) { return status == SOLVED || status == PRIMAL_INFEASIBLE || status == INVALID_INPUT; }
+    static bool decided(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR; }
 
     // Whether the data are finite, but for the infinite sides that mean no constraint.
     bool valid(int64_t k) const {

@@ -313,6 +313,25 @@ def test_the_core_proves_by_itself_that_members_are_infeasible(
     assert same(tuple(x[~broken] for x in found), tuple(x[~broken] for x in wanted))
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_core_proves_that_flat_problems_are_infeasible(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Q is not definite an interior point runs off along the proof."""
+    monkeypatch.setattr(cpu, "_ask_reference", lambda *_: None)
+    problem = draw(19, n=8, p=10, bounds=True)
+    Q, q, G, h, A, b, lb, ub = (None if x is None else x.clone() for x in problem.tensors())
+    assert Q is not None
+    assert G is not None
+    assert h is not None
+    flat = torch.arange(8) >= rank
+    Q[:, flat], Q[:, :, flat] = 0.0, 0.0
+    G[::3, 1], h[::3, 0], h[::3, 1] = -G[::3, 0], -1.0, -1.0
+    flat_problem = problem.replace([Q, q, G, h, A, b, lb, ub], 9)
+    found = cpu.solve(flat_problem, SETTINGS, False)
+    assert found.status.tolist() == [int(Status.PRIMAL_INFEASIBLE) if i % 3 == 0 else 0 for i in range(9)]
+    proof = farkas_residual(flat_problem, found.lam, found.nu, found.lam_lb, found.lam_ub)
+    assert float(proof[::3].max()) <= 1e-9
+
+
 @pytest.mark.parametrize("name", ["Q", "q", "G", "h", "A", "b", "lb", "ub"])
 def test_the_core_sees_data_that_are_not_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_ask_reference", lambda *_: None)

@@ -53,6 +53,7 @@ def test_no_wrong_verdict(backend: str, seed: int) -> None:
         21,  # again, found by another elimination
         34,  # float32: Q is semidefinite but for rounding
         31024,  # multipliers of 1e94 made every residual small beside the terms that entered it
+        401941,  # multipliers of 1e17 cancelled to a residual of exactly 0, by chance
     ],
 )
 def test_verdicts_that_were_wrong_once(backend: str, seed: int) -> None:
@@ -176,6 +177,10 @@ def test_no_term_excuses_everything() -> None:
     data = hopeless({"Q": [[0.0, 0], [0, 0]], "q": [0.0, -1], **rows}, torch.float64)
     assert judged(data, [0.0, 0.0], [1e94], [-1e94]) > 1e-5  # of float32 as of float64
     assert judged(data, [1e15, 1e15], [0.0], [0.0]) > 1e10
+    # a residual of 0 that rounding cannot tell from 1
+    data = hopeless({"q": [0.0, 0], "G": [[1.0, 0]], "h": [0.0], "A": [[1.0, 0]], "b": [0.0]}, torch.float64)
+    assert judged(data, [0.0, 0.0], [1e16], [-1e16]) > 1e-5
+    assert judged(data, [0.0, 0.0], [1e6], [-1e6]) <= 1e-9
     # what enters one constraint excuses no other one
     data = hopeless({"q": [-1e9, -1], "G": [[1.0, 0], [0, 1]], "h": [1e10, 0.5]}, torch.float64)
     assert judged(data, [1e9, 1.0], [0.0, 0.0], []) >= 0.2

@@ -74,7 +74,8 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
 
     The term of Q z is |Q||z|, what it would be if nothing cancelled: rounding z changes Q z by that times the rounding.
     Every constraint has its own terms: what enters one excuses no violation of another. Terms beyond CANCELLED times
-    the data (q and Q z; the constraint's side) count as that much.
+    the data (q and Q z; the constraint's side) count as that much, and what rounding may have hidden in a sum of such
+    terms counts as residual: multipliers of 1e16 can cancel to zero by chance.
 
     Args:
         problem: the problem, of batch B.
@@ -84,7 +85,7 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
         Residuals with tensors of shape (B,). NaN in the point gives inf.
     """
     Q, q = problem.Q, problem.q
-    Qz, nothing, size = mul_Q(Q, z), z.new_zeros(len(z)), z.abs()
+    Qz, nothing, size, rounding = mul_Q(Q, z), z.new_zeros(len(z)), z.abs(), torch.finfo(z.dtype).eps
     data = torch.maximum(largest(Qz), largest(q.expand_as(z)))
     terms = [data, largest(mul_Q(Diagonal(Q.d.abs()) if isinstance(Q, Diagonal) else Q.abs(), size))]
     stationarity, primal, off, signs = Qz + q, nothing, nothing, nothing
@@ -96,10 +97,11 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
         stationarity, magnitude = stationarity + mul_t(M, y), M.abs()
         terms.append(largest(mul_t(magnitude, y.abs())))
         violation = mul(M, z) - side
-        violation = violation.abs() if equality else violation.clamp(min=0)
+        violation = violation.abs() if equality else violation
         there = finite(side).abs().expand_as(violation)
+        entering = torch.maximum(mul(magnitude, size), there)
         primal = torch.maximum(primal, violation.amax(-1))
-        off = torch.maximum(off, (violation / _allowed(torch.maximum(mul(magnitude, size), there), there)).amax(-1))
+        off = torch.maximum(off, ((violation + rounding * entering) / _allowed(entering, there)).amax(-1))
         constants.append((finite(side) * y).sum(-1))
         if not equality:
             signs = torch.maximum(signs, largest(wrong(y, side)))
@@ -114,7 +116,8 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     dual = torch.maximum(largest(stationarity), signs)
     gap = (zQz + qz + sum(constants)).abs()
     parts = torch.stack([zQz.abs(), qz.abs(), *(part.abs() for part in constants)]).amax(0)
-    relative = torch.stack([dual / _allowed(torch.stack(terms).amax(0), data), off, gap / (1 + parts)]).amax(0)
+    entering = torch.stack(terms).amax(0)
+    relative = torch.stack([(dual + rounding * entering) / _allowed(entering, data), off, gap / (1 + parts)]).amax(0)
     return Residuals(primal, dual, gap, torch.where(relative >= 0, relative, torch.inf))
 
 

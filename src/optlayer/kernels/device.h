@@ -191,7 +191,9 @@ template <class T, class Tm> struct Task {
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         group.store_answer();
         if (group.out.solved > T(0)) return SOLVED;
-        return certify(group, ip);
+        const int32_t proof = ip.certify(sizeof(T) == 8 ? T(1e-7) : T(1e-4), T(1e30));
+        if (proof) return proof;
+        return group.out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
     }
 
     template <class System>
@@ -208,45 +210,6 @@ template <class T, class Tm> struct Task {
         system.kappa = select(system.kappa > V(0), system.kappa, V(1));  // a linear program: any unit will do
     }
     template <class V, class U> void scale_of(Schur<Tm, V, U>&) const {}
-
-    // ---- certificates ---------------------------------------------------------------------------------------------------
-    // The multipliers of an infeasible problem diverge along a proof of it, the points of an unbounded one along a ray:
-    //   y >= 0, nu:  A'nu + C'y = 0,  b'nu + h'y < 0;       z:  Q z = 0, A z = 0, C z <= 0,  q'z < 0.
-    template <class Interior> OPTLAYER_CALL int32_t certify(Members& group, Interior& ip) {
-        const Tm& team = group.t;
-        const Data<T, T>& a = group.a;
-        Sides<T>& x = group.x;
-        Point<T>& out = group.out;
-        const T tol = sizeof(T) == 8 ? T(1e-7) : T(1e-4);
-        const int32_t otherwise = out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
-        team.each(a.n, [&](int j) { ip.gd[j] = T(0), ip.dz[j] = T(0); });
-        a.add_rows_t(team, out.y, ip.gd);
-        T size = team.max(a.n, T(0), [&](int j) { return abs(ip.gd[j]); });
-        if (a.m) team.gemv(a.n, a.m, a.A, a.n, out.nu, ip.dz);
-        size = team.max(a.n, size, [&](int j) { return abs(ip.dz[j]); });
-        size = team.max(x.total(), size, [&](int k) { return out.lam[k]; });
-        const T force = team.max(a.n, T(0), [&](int j) { return abs(ip.gd[j] + ip.dz[j]); });
-        const T side = team.sum(x.total(), [&](int k) { return x.on[k] * x.h[k] * out.lam[k]; })
-                     + team.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
-        T scale = team.max(x.total(), T(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
-        scale = team.max(a.m, scale, [&](int i) { return abs(a.b[i]); });
-        if (size > T(0) && force <= tol * size && side < -tol * size * (scale > T(0) ? min(scale, T(1)) : T(1)))
-            return PRIMAL_INFEASIBLE;
-        const T z = team.max(a.n, T(0), [&](int j) { return abs(out.z[j]); });
-        team.each(a.n, [&](int j) { ip.gd[j] = T(0); });
-        a.add_Qz(team, out.z, ip.gd);
-        const T curve = team.max(a.n, T(0), [&](int j) { return abs(ip.gd[j]); });
-        team.each(a.m, [&](int i) { ip.gp[i] = T(0); });
-        if (a.m) team.gemv_t(a.n, a.m, a.A, a.n, out.z, ip.gp);
-        T off = team.max(a.m, T(0), [&](int i) { return abs(ip.gp[i]); });
-        a.rows_times(team, out.z, x.v);
-        x.each(team, [&](int k, int i, T sg) { off = max(off, x.on[k] * sg * x.v[i]); });
-        team.largest(off);
-        const T fall = team.sum(a.n, [&](int j) { return a.q[j] * out.z[j]; });
-        const T slope = team.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (z > T(1) && curve <= tol * z * slope && off <= tol * z && fall < -T(1e-3) * z * slope) return DUAL_INFEASIBLE;
-        return otherwise;
-    }
 
     // ---- pieces -----------------------------------------------------------------------------------------------------------
     static void note(size_t& most, size_t now) { most = now > most ? now : most; }

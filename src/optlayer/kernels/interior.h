@@ -2,6 +2,7 @@
 // the problem with its active rows as equalities, which gives the solution to the last digits and is
 // the system of the derivative. One elimination (`System`) hides how a Newton system is solved.
 #pragma once
+#include "args.h"
 #include "workspace.h"
 
 namespace optlayer {
@@ -37,6 +38,8 @@ struct Interior {
 
     // What a residual is divided by: one plus the largest term that enters it, but terms beyond 1e4 times the data count
     // as that much (kkt.py). Multipliers that run off to 1e90 excuse nothing.
+    // What rounding may have hidden in a sum of such terms counts as residual.
+    static constexpr T rounding = sizeof(T) == 8 ? T(2.2e-16) : T(1.2e-7);
     static V allowed(V terms, V data) { return V(1) + min(terms, V(T(1e4)) * (V(1) + data)); }
 
     // Residuals of `out`; returns the largest relative one. Terms are not taken apart further than Qz, G'lam, a row of Gz:
@@ -64,13 +67,14 @@ struct Interior {
         big = t.max(n, big, [&](int j) { return abs(dz[j]); });
         t.each(n, [&](int j) { gd[j] = gd[j] + dz[j]; });
         out.dual = t.max(n, V(0), [&](int j) { return abs(gd[j]); });
-        V rel = out.dual / allowed(big, data);
+        V rel = fma(V(rounding), big, out.dual) / allowed(big, data);
         // feasibility, each row by its own terms
         t.each(a.m, [&](int i) { gp[i] = V(0); });
         if (a.m) t.gemv_t(n, a.m, a.A, n, out.z, gp);
         const auto terms = [&](const U* row, V value) { return apart ? dot_of_sizes(row, 1, n, out.z) : abs(value); };
         V off = t.max(a.m, V(0), [&](int i) {
-            return abs(gp[i] - a.b[i]) / allowed(max(terms(a.A + size_t(i) * n, gp[i]), abs(a.b[i])), abs(a.b[i]));
+            const V size = max(terms(a.A + size_t(i) * n, gp[i]), abs(a.b[i]));
+            return fma(V(rounding), size, abs(gp[i] - a.b[i])) / allowed(size, abs(a.b[i]));
         });
         V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
         if (single) hidden = hidden + t.sum(a.m, [&](int i) { return abs(a.b[i] * out.nu[i]); });
@@ -80,9 +84,9 @@ struct Interior {
         V hlam = V(0);
         x.each(t, [&](int k, int i, V sg) {
             const V over = x.on[k] * (sg * x.v[i] - x.h[k]);
-            const V size = i < a.p ? terms(a.G + size_t(i) * n, x.v[i]) : abs(x.v[i]);
+            const V size = max(abs(x.h[k]), i < a.p ? terms(a.G + size_t(i) * n, x.v[i]) : abs(x.v[i]));
             out.primal = max(out.primal, over);
-            off = max(off, over / allowed(max(abs(x.h[k]), size), abs(x.h[k])));
+            off = max(off, x.on[k] * fma(V(rounding), size, over) / allowed(size, abs(x.h[k])));
             hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
         });
         t.largest(out.primal), t.largest(off), t.total(hlam);
@@ -91,6 +95,13 @@ struct Interior {
         rel = max(rel, fma(hidden, V(T(6e-8)), out.gap) / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
         return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
     }
+
+    V largest(const U* row) const {
+        V top = V(0);
+        for (int j = 0; j < a.n; ++j) top = max(top, abs(V(row[j])));
+        return top;
+    }
+    static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
 
     // Σ |x_i||y_i|
     static V dot_of_sizes(const U* x, int step, int count, const V* y) {
@@ -263,6 +274,55 @@ struct Interior {
             x.weight[k] = select(which, min(soft, system.hard(i)), x.weight[k]);
             x.D[i] = x.D[i] + x.weight[k];
         });
+    }
+
+    // The multipliers of an infeasible problem diverge along a proof of it, the points of an unbounded one along a ray:
+    //   y >= 0, nu:  A'nu + C'y = 0,  b'nu + h'y = -1;       z:  Q z = 0, A z = 0, C z <= 0,  q'z = -1.
+    // PRIMAL_INFEASIBLE or DUAL_INFEASIBLE, and the proof in `out`, where it is exact to `tol` and the terms of its value
+    // are at most `most` times as large, so that it is not rounding; else 0. One QP, no lanes.
+    OPTLAYER_CALL int32_t certify(T tol, T most) {
+        t.each(a.n, [&](int j) { gd[j] = T(0); });
+        a.add_rows_t(t, out.y, gd);
+        if (a.m) t.gemv(a.n, a.m, a.A, a.n, out.nu, gd);
+        const T force = t.max(a.n, T(0), [&](int j) { return abs(gd[j]); });
+        T size = t.max(a.n, T(0), [&](int j) { return dot_of_sizes(a.G + j, a.n, a.p, out.y); });  // as in kkt.py
+        size = t.max(a.bounds, size, [&](int j) { return abs(out.y[a.p + j]); });
+        const T side = t.sum(x.total(), [&](int k) { return x.on[k] * x.h[k] * out.lam[k]; })
+                     + t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
+        const T terms = t.sum(x.total(), [&](int k) { return x.on[k] * abs(x.h[k] * out.lam[k]); })
+                      + t.sum(a.m, [&](int i) { return abs(a.b[i] * out.nu[i]); });
+        T scale = t.max(x.total(), T(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
+        scale = t.max(a.m, scale, [&](int i) { return abs(a.b[i]); });
+        if (size > T(0) && force <= tol * size && side < -tol * size * (scale > T(0) ? min(scale, T(1)) : T(1)) && terms <= -most * side) {
+            t.each(a.m, [&](int i) { out.nu[i] = out.nu[i] / -side; });
+            t.each(x.total(), [&](int k) { out.lam[k] = out.lam[k] / -side; });
+            return PRIMAL_INFEASIBLE;
+        }
+        // each row relative to its largest entry
+        const T z = t.max(a.n, T(0), [&](int j) { return abs(out.z[j]); });
+        t.each(a.n, [&](int j) { gd[j] = T(0); });
+        a.add_Qz(t, out.z, gd);
+        T off = t.max(a.n, T(0), [&](int j) {
+            return relative(abs(gd[j]), a.diagonal ? abs(a.Q[j]) : largest(a.Q + size_t(j) * a.n));
+        });
+        t.each(a.m, [&](int i) { gp[i] = T(0); });
+        if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, out.z, gp);
+        off = t.max(a.m, off, [&](int i) { return relative(abs(gp[i]), largest(a.A + size_t(i) * a.n)); });
+        a.rows_times(t, out.z, x.v);
+        x.each(t, [&](int k, int i, T sg) {
+            off = max(off, x.on[k] * relative(max(sg * x.v[i], T(0)), i < a.p ? largest(a.G + size_t(i) * a.n) : T(1)));
+        });
+        t.largest(off);
+        const T fall = t.sum(a.n, [&](int j) { return a.q[j] * out.z[j]; });
+        const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
+        const bool feasible = out.primal <= T(1e3) * tol * (T(1) + scale);  // (judged before)
+        if (feasible && z > T(1) && off <= tol * z && fall < -T(1e-3) * z * slope) {
+            t.each(a.n, [&](int j) { out.z[j] = out.z[j] / -fall; });
+            t.each(a.m, [&](int i) { out.nu[i] = T(0); });
+            t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
+            return DUAL_INFEASIBLE;
+        }
+        return 0;
     }
 
     void run(T tolerance, int iterations, bool with_polish) {

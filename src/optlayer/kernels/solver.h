@@ -243,8 +243,14 @@ struct Group {
         out.solved = select(bad, V(0), out.solved);
 #ifndef __CUDACC_RTC__
         if (g.single == 2) round_answer(ip, x, out);
-#endif
+        int32_t proof = 0;
+        if constexpr (W == 1)
+            if (!(out.solved > V(0))) proof = ip.certify(T(1e-9), most_terms());
         store_answer();
+        if (proof) View<int32_t>(g.status).of(member[0])[0] = proof;
+#else
+        store_answer();
+#endif
     }
 
 #ifndef __CUDACC_RTC__
@@ -257,7 +263,7 @@ struct Group {
         if (work.base) {
             system.run(judge, x, out, bad, count, T(g.tolerance));
             if (g.single == 2) round_answer(judge, x, out);
-            if (!mixed) system.certify(judge, x, out, T(g.single ? 1e3 : 1e6));
+            if (!mixed) system.certify(judge, x, out, most_terms());
         }
         if constexpr (mixed) refine_in_double(system, work);
         if (work.base) store_answer();
@@ -287,6 +293,9 @@ struct Group {
         out.primal = T(point.primal), out.dual = T(point.dual), out.gap = T(point.gap), out.solved = T(point.solved);
     }
     Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
+
+    // How large the terms of an infeasible problem's proof may be, relative to its value: the data may be rounded.
+    T most_terms() const { return T(g.single ? 1e3 : 1e6); }
 
     // The answer as its receiver will have it, in float32: judged after rounding.
     template <class Judge, class X>
