@@ -348,11 +348,13 @@ class _Member:
         on = np.isfinite(self.d)
         Cz, Az = self.C @ z, self.A @ z
         slack = np.where(on, self.d - Cz, np.inf)
+        gap = z @ (self.Q @ z), self.q @ z, self.b @ nu, np.where(on, self.d, 0.0) @ y
         parts = (
             largest(self.Q @ z + self.q + self.C.T @ y + self.A.T @ nu) / (1 + max(map(largest, terms))),
             largest(np.minimum(slack, 0)) / (1 + largest(Cz)),
             largest(Az - self.b) / (1 + largest(self.b)),
             largest(np.minimum(y, np.where(on, abs(slack), 0.0))) / (1 + largest(z)),
+            abs(sum(gap)) / (1 + max(map(abs, gap))),
         )
         return max(parts) if all(np.isfinite(part) for part in parts) else np.inf
 
