@@ -71,7 +71,7 @@ fuzz: $(STAMP) core  ## random problems, all backends against each other, until 
 
 # On a machine with a GPU; PYTHON_GPU may name the Python that has torch for CUDA and this package.
 PYTHON_GPU ?= $(BIN)/python
-gpu: core  ## suite, sanitizer, times and roofline on a CUDA device, into benchmarks/results/gpu.json
+gpu: core  ## suite, sanitizer, times beside other packages and roofline on a CUDA device, into benchmarks/results/gpu.json
 	$(PYTHON_GPU) -m benchmarks.gpu $(ARGS)
 
 # --- experiments and measurements ----------------------------------------------------------------------------------
