@@ -339,8 +339,8 @@ class Call {
         else shared.recall();
     }
 
-    // The number of members that are left to double precision (float) or to the reference (double); those of the
-    // derivative are marked by NaN.
+    // The number of members that are not SOLVED, which double precision (float) or the reference (double) must look at;
+    // those of the derivative are marked by NaN.
     int run(Task task) {
         const bool solving = task == Task::SOLVE;
         if (solving && g.keep) allocate_factor();
@@ -374,7 +374,7 @@ class Call {
                     if (twice && !solved && !valid(k)) reject(k);
                     const bool again = twice && !decided(status.of(k)[0]) && (plan.method != spare.method || plan.lanes > 1);
                     if (again) dispatch(spare, k, Arena(), Arena(work), task);
-                    if (status.of(k)[0] == SOLVED && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
+                    if (good(status.of(k)[0]) && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
                         status.of(k)[0] = NUMERICAL_ERROR;
                         if (flags) flags[k] = 0;
                     }
@@ -394,7 +394,8 @@ class Call {
         return unsolved;
     }
 
-    // Whether nobody needs to try again.
+    static bool good(int32_t status) { return status == SOLVED || status == ROUGH; }
+    // Whether nobody in the core needs to try again.
     static bool decided(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR; }
 
     // Whether the data are finite, but for the infinite sides that mean no constraint.

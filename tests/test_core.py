@@ -346,6 +346,31 @@ def test_the_core_sees_data_that_are_not_numbers(name: str, monkeypatch: pytest.
     assert not any(x[4].any() for x in (*found[:6], *found[11:]))
 
 
+def test_a_rough_solution_is_replaced_by_a_better_one_and_by_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is solved to 1e-9 of terms of 1e8, but not to 1e-11, is looked at again."""
+    problem = draw(20, n=9, p=12, batch=6)
+    wanted, solve_truly = cpu.solve(problem, SETTINGS, False), reference.solve
+    status = torch.tensor([0, cpu._ROUGH, 0, cpu._ROUGH, int(Status.NUMERICAL_ERROR), 0], dtype=torch.int32)
+    for verdict, asked in ((Status.SOLVED, [1, 3, 4]), (Status.NUMERICAL_ERROR, [4])):
+        seen: list[Problem] = []
+
+        def answer(part: Problem, *_: Any, verdict: Status = verdict, seen: list[Problem] = seen) -> Point:
+            seen.append(part)
+            found = [x.clone() for x in solve_truly(part, SETTINGS, False).fields()]
+            found[0] += 1
+            return Point.of(*found[:6], torch.full_like(found[6], int(verdict)), *found[7:])
+
+        point = cpu.solve(problem, SETTINGS, False)
+        point.counts[:, 0] = status
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, "solve", answer)
+            cpu._ask_reference(problem, SETTINGS, point)
+        assert [x.batch for x in seen] == [3]
+        assert ((point.z - wanted.z).abs().amax(1) > 0.5).nonzero().flatten().tolist() == asked
+        assert point.status.tolist() == [0, 0, 0, 0, int(verdict), 0]
+        assert point.unsolved == (0 if verdict == Status.SOLVED else 1)
+
+
 def test_without_a_kept_factor() -> None:
     problem = draw(13, n=9, m=2, p=8)
     kept = both(problem)

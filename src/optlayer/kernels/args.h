@@ -7,7 +7,8 @@
 namespace optlayer {
 
 enum Status : int32_t {  // as in solution.py
-    SOLVED = 0, MAX_ITERATIONS = 1, PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, NUMERICAL_ERROR = 4, INVALID_INPUT = 5, NOT_CONVEX = 6
+    SOLVED = 0, MAX_ITERATIONS = 1, PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, NUMERICAL_ERROR = 4, INVALID_INPUT = 5, NOT_CONVEX = 6,
+    ROUGH = 7,  // within the core: solved, but better can be hoped for
 };
 enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4, ACTIVE = 5 };
 

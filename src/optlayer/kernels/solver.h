@@ -243,6 +243,7 @@ struct Group {
         out.solved = select(bad, V(0), out.solved);
 #ifndef __CUDACC_RTC__
         if (g.single == 2) round_answer(ip, x, out);
+        if (g.single == 0) mark_rough(ip);
         int32_t proof = 0;
         if constexpr (W == 1)
             if (!(out.solved > V(0))) proof = ip.certify(T(1e-9), most_terms());
@@ -263,6 +264,7 @@ struct Group {
         if (work.base) {
             system.run(judge, x, out, bad, count, T(g.tolerance));
             if (g.single == 2) round_answer(judge, x, out);
+            if (g.single == 0) mark_rough(judge);
             if (!mixed) system.certify(judge, x, out, most_terms());
         }
         if constexpr (mixed) refine_in_double(system, work);
@@ -293,6 +295,12 @@ struct Group {
         out.primal = T(point.primal), out.dual = T(point.dual), out.gap = T(point.gap), out.solved = T(point.solved);
     }
     Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
+
+    // Solved to the tolerance, but neither to a hundredth of it nor within 1e-6 in the problem's own units: out.solved is 1/2.
+    template <class Judge> void mark_rough(Judge& judge) {
+        const auto far = (out.solved > V(0)) & (max(out.primal, max(out.dual, out.gap)) > V(T(1e-6)));
+        if (any(far)) out.solved = select(far & (judge.judge() > V(T(1e-2 * g.tolerance))), V(T(0.5)), out.solved);
+    }
 
     // How large the terms of an infeasible problem's proof may be, relative to its value: the data may be rounded.
     T most_terms() const { return T(g.single ? 1e3 : 1e6); }
@@ -327,7 +335,8 @@ struct Group {
         t.one([&] {
             for (int l = 0; l < count; ++l) {
                 const int64_t mem = member[l];
-                View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0) ? SOLVED
+                View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0.5) ? SOLVED
+                    : lane(out.solved, l) > T(0)                                ? ROUGH
                     : lane(out.solved, l) < T(0)                                ? PRIMAL_INFEASIBLE
                     : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
                                                                                 : NUMERICAL_ERROR;
