@@ -206,13 +206,14 @@ struct FactorHeader {
     size_t size, doubled;  // of this factor; of the one in double that follows, or 0 (single.h)
 };
 
+template <class T>
+void zero(const Tensor& x, int64_t member, int count) {
+    if (x.data) std::fill_n(View<T>(x).of(member), count, T(0));
+}
 // Members that are not solved have the derivative zero.
 template <class T>
-void no_derivative(const Args& g, int64_t member) {
-    const auto zero = [&](const Tensor& x, int count) {
-        if (x.data) std::fill_n(View<T>(x).of(member), count, T(0));
-    };
-    zero(g.v_z, g.n), zero(g.v_lam, g.p), zero(g.v_nu, g.m), zero(g.v_lb, g.n), zero(g.v_ub, g.n);
+void no_derivative(const Args& g, int64_t k) {
+    zero<T>(g.v_z, k, g.n), zero<T>(g.v_lam, k, g.p), zero<T>(g.v_nu, k, g.m), zero<T>(g.v_lb, k, g.n), zero<T>(g.v_ub, k, g.n);
 }
 
 template <class T>
@@ -412,11 +413,10 @@ class Call {
             && fine(g.b, g.m, false, false) && fine(g.lb, g.n, true, false) && fine(g.ub, g.n, false, true);
     }
     void reject(int64_t k) const {
-        const auto zero = [&](const Tensor& x, int count) {
-            if (x.data) std::fill_n(View<T>(x).of(k), count, T(0));
-        };
-        zero(g.z, g.n), zero(g.s, g.p), zero(g.lam, g.p), zero(g.nu, g.m), zero(g.lam_lb, g.n), zero(g.lam_ub, g.n);
-        zero(g.primal_residual, 1), zero(g.dual_residual, 1), zero(g.gap, 1);
+        for (const Tensor& x : {g.z, g.lam_lb, g.lam_ub}) zero<T>(x, k, g.n);
+        for (const Tensor& x : {g.s, g.lam}) zero<T>(x, k, g.p);
+        for (const Tensor& x : {g.primal_residual, g.dual_residual, g.gap}) zero<T>(x, k, 1);
+        zero<T>(g.nu, k, g.m);
         View<int32_t>(g.status).of(k)[0] = INVALID_INPUT, View<int32_t>(g.iterations).of(k)[0] = 0;
     }
 

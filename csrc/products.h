@@ -30,6 +30,7 @@ class Products {
         for (const Sum& s : sums) count += (s.columns + width - 1) / width;
         std::atomic<int64_t> next{0};
         std::atomic<bool> failed{false};
+        // a thread wants enough to do, or waking it up costs more than it does (call.h)
         const int64_t multiplied = int64_t(g.batch) * g.n * (1 + (g.diagonal ? 0 : g.n) + g.p + g.m);
         Pool::run(int(std::min<int64_t>({std::max(g.threads, 1), count, 1 + multiplied / 200000})), [&](int) {
             try {

@@ -34,15 +34,10 @@ class Doubled {
         for (Tensor Args::*x : {&Args::status, &Args::iterations})
             for (size_t k = 0; k < which.size(); ++k) *at<int32_t>(g.*x, which[k]) = *at<int32_t>(args.*x, int64_t(k));
     }
-    // The solution of float32, for the derivative.
-    void load_point() {
-        for (const Part& x : point()) read(x);
-        for (size_t k = 0; k < which.size(); ++k) *status(k) = *at<int32_t>(g.status, which[k]);
-    }
-    // The same for the members that double has not solved.
-    void load_rest() {
+    // The solution of float32, for the derivative: of all members, or of those that double has not solved.
+    void load_point(bool all) {
         for (size_t k = 0; k < which.size(); ++k) {
-            if (*status(k) == SOLVED) continue;
+            if (!all && *status(k) == SOLVED) continue;
             for (const Part& x : point()) read(x, k);
             *status(k) = *at<int32_t>(g.status, which[k]);
         }
@@ -168,7 +163,7 @@ inline int kkt_solve_single(Args& g) {
             const DoubledMembers those(reinterpret_cast<char*>(header) + header->doubled);
             Doubled part(asked, std::vector<int64_t>(those.list, those.list + those.count));
             part.args.factor.data = those.factor;
-            part.load_point();
+            part.load_point(true);
             part.kkt_solve();
         }
     } else {
@@ -180,7 +175,7 @@ inline int kkt_solve_single(Args& g) {
         Doubled again(asked, rest);
         again.args.keep = 1;
         solve_double(again.args);
-        again.load_rest();
+        again.load_point(false);
         again.kkt_solve();
         Blocks::give(again.args.factor.data);
     }

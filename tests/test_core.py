@@ -350,7 +350,7 @@ def test_a_rough_solution_is_replaced_by_a_better_one_and_by_nothing_else(monkey
     """What is solved to 1e-9 of terms of 1e8, but not to 1e-11, is looked at again."""
     problem = draw(20, n=9, p=12, batch=6)
     wanted, solve_truly = cpu.solve(problem, SETTINGS, False), reference.solve
-    status = torch.tensor([0, cpu._ROUGH, 0, cpu._ROUGH, int(Status.NUMERICAL_ERROR), 0], dtype=torch.int32)
+    status = torch.tensor([0, args.ROUGH, 0, args.ROUGH, int(Status.NUMERICAL_ERROR), 0], dtype=torch.int32)
     for verdict, asked in ((Status.SOLVED, [1, 3, 4]), (Status.NUMERICAL_ERROR, [4])):
         seen: list[Problem] = []
 

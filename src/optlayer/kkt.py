@@ -97,7 +97,8 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
         stationarity, magnitude = stationarity + mul_t(M, y), M.abs()
         terms.append(largest(mul_t(magnitude, y.abs())))
         violation = mul(M, z) - side
-        violation = violation.abs() if equality else violation
+        if equality:
+            violation = violation.abs()
         there = finite(side).abs().expand_as(violation)
         entering = torch.maximum(mul(magnitude, size), there)
         primal = torch.maximum(primal, violation.amax(-1))

@@ -23,6 +23,7 @@ TENSORS = (
     "v_z", "v_lam", "v_nu", "v_lb", "v_ub",
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
+ROUGH = 7  # a status within the core: solved, but better can be hoped for
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
 _FORMAT = struct.Struct(f"={len(NUMBERS)}id{2 * len(TENSORS)}q")

@@ -207,20 +207,18 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
 
     A rough solution is replaced only by a solution.
     """
-    from optlayer.backends import reference
-
-    rough = point.status == _ROUGH
+    rough = point.status == args.ROUGH
     left = rough | (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
     point.counts[rough, 0] = int(Status.SOLVED)
-    size = problem.n + problem.m + problem.p
-    for members in left.nonzero().flatten().split(max(1, 4_000_000 // size**2)):
-        found = reference.solve(problem.select(members), settings, False)
-        better = (found.status == int(Status.SOLVED)) | ~rough[members]
-        point.take(members[better], Point.of(*(x[better] for x in found.fields())))
+    if left.any():
+        from optlayer.backends import reference
+
+        size = problem.n + problem.m + problem.p
+        for members in left.nonzero().flatten().split(max(1, 4_000_000 // size**2)):
+            found = reference.solve(problem.select(members), settings, False)
+            better = (found.status == int(Status.SOLVED)) | ~rough[members]
+            point.take(members[better], Point.of(*(x[better] for x in found.fields())))
     point.unsolved = len(point.status.nonzero())
-
-
-_ROUGH = 7  # args.h: solved, but better can be hoped for
 
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:

@@ -12,7 +12,7 @@ struct Point {  // of one QP, in the user's units
     V *z, *nu, *y, *s, *lam;
     V primal, dual, gap;
     V iterations;
-    V solved;  // 1 or 0
+    V solved;  // 1; 1/2: roughly (mark_rough); 0; -1: proven infeasible (Active::certify)
 
     void place(Arena& a, int n, int m, int rows, int sides) {
         z = a.take<V>(n), nu = a.take<V>(m), y = a.take<V>(rows), s = a.take<V>(sides), lam = a.take<V>(sides);
@@ -36,10 +36,10 @@ struct Interior {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), dnu = w.take<V>(a.m), row = w.take<V>(a.rows());
     }
 
+    // What rounding may have hidden in a sum counts as residual: so much of its largest term.
+    static constexpr T rounding = sizeof(T) == 8 ? T(2.2e-16) : T(1.2e-7);
     // What a residual is divided by: one plus the largest term that enters it, but terms beyond 1e4 times the data count
     // as that much (kkt.py). Multipliers that run off to 1e90 excuse nothing.
-    // What rounding may have hidden in a sum of such terms counts as residual.
-    static constexpr T rounding = sizeof(T) == 8 ? T(2.2e-16) : T(1.2e-7);
     static V allowed(V terms, V data) { return V(1) + min(terms, V(T(1e4)) * (V(1) + data)); }
 
     // Residuals of `out`; returns the largest relative one. Terms are not taken apart further than Qz, G'lam, a row of Gz:

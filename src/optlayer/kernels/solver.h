@@ -241,17 +241,14 @@ struct Group {
         if (!work.base) return;
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         out.solved = select(bad, V(0), out.solved);
-#ifndef __CUDACC_RTC__
-        if (g.single == 2) round_answer(ip, x, out);
-        if (g.single == 0) mark_rough(ip);
         int32_t proof = 0;
+#ifndef __CUDACC_RTC__
+        look_again(ip);
         if constexpr (W == 1)
             if (!(out.solved > V(0))) proof = ip.certify(T(1e-9), most_terms());
+#endif
         store_answer();
         if (proof) View<int32_t>(g.status).of(member[0])[0] = proof;
-#else
-        store_answer();
-#endif
     }
 
 #ifndef __CUDACC_RTC__
@@ -263,8 +260,7 @@ struct Group {
         judge.place(work);
         if (work.base) {
             system.run(judge, x, out, bad, count, T(g.tolerance));
-            if (g.single == 2) round_answer(judge, x, out);
-            if (g.single == 0) mark_rough(judge);
+            look_again(judge);
             if (!mixed) system.certify(judge, x, out, most_terms());
         }
         if constexpr (mixed) refine_in_double(system, work);
@@ -296,6 +292,10 @@ struct Group {
     }
     Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
 
+    template <class Judge> void look_again(Judge& judge) {
+        if (g.single == 2) round_answer(judge, x, out);
+        if (g.single == 0) mark_rough(judge);
+    }
     // Solved to the tolerance, but neither to a hundredth of it nor within 1e-6 in the problem's own units: out.solved is 1/2.
     template <class Judge> void mark_rough(Judge& judge) {
         const auto far = (out.solved > V(0)) & (max(out.primal, max(out.dual, out.gap)) > V(T(1e-6)));
