@@ -5,6 +5,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace optlayer {
 
@@ -55,8 +56,8 @@ inline Scratch& prepared() {
     return s;
 }
 
-// Blocks for kept factors and large gradients. A training loop frees one and asks for the next of the same size: a few
-// are kept, because fresh pages cost more than the arithmetic that fills them.
+// Blocks for kept factors and large gradients. A training loop frees one and asks for the next of the same size: the
+// last ones are kept, because fresh pages cost more than the arithmetic that fills them.
 class Blocks {
   public:
     static void* take(size_t bytes, int64_t& size) {
@@ -65,43 +66,43 @@ class Blocks {
         void* found = nullptr;
         {
             std::lock_guard<std::mutex> hold(b.mutex_);
-            Free* best = nullptr;
-            for (Free& f : b.free_)
-                if (f.data && f.size >= bytes && f.size <= 2 * bytes && (!best || f.size < best->size)) best = &f;
-            if (best) found = best->data, bytes = best->size, b.total_ -= bytes, *best = {};
+            auto best = b.free_.end();
+            for (auto f = b.free_.begin(); f != b.free_.end(); ++f)
+                if (f->size >= bytes && f->size <= 2 * bytes && (best == b.free_.end() || f->size < best->size)) best = f;
+            if (best != b.free_.end()) found = best->data, bytes = best->size, b.total_ -= bytes, b.free_.erase(best);
         }
         if (!found) found = static_cast<char*>(aligned_new(bytes + head)) + head;
-        reinterpret_cast<size_t*>(static_cast<char*>(found) - head)[0] = bytes;
+        start(found)[0] = bytes;
         size = int64_t(bytes);
         return found;
     }
     static void give(void* data) {
         Blocks& b = instance();
-        const size_t bytes = reinterpret_cast<size_t*>(static_cast<char*>(data) - head)[0];
-        {
+        const size_t bytes = start(data)[0];
+        std::vector<Free> gone;
+        if (bytes > most) gone.push_back({data, bytes});
+        else {
             std::lock_guard<std::mutex> hold(b.mutex_);
-            if (b.total_ + bytes <= most)
-                for (Free& f : b.free_)
-                    if (!f.data) {
-                        f = {data, bytes}, b.total_ += bytes;
-                        return;
-                    }
+            b.free_.push_back({data, bytes}), b.total_ += bytes;
+            while (b.total_ > most || b.free_.size() > count)
+                b.total_ -= b.free_[0].size, gone.push_back(b.free_[0]), b.free_.erase(b.free_.begin());
         }
-        aligned_delete(static_cast<char*>(data) - head);
+        for (const Free& f : gone) aligned_delete(start(f.data));
     }
 
   private:
     struct Free {
-        void* data = nullptr;
-        size_t size = 0;
+        void* data;
+        size_t size;
     };
-    static constexpr size_t head = 64, most = size_t(256) << 20;
+    static constexpr size_t head = 64, most = size_t(256) << 20, count = 16;
+    static size_t* start(void* data) { return reinterpret_cast<size_t*>(static_cast<char*>(data) - head); }
     static Blocks& instance() {
         static Blocks* blocks = new Blocks;  // never destroyed: factors may be freed while the process ends
         return *blocks;
     }
     std::mutex mutex_;
-    Free free_[16];
+    std::vector<Free> free_;  // oldest first
     size_t total_ = 0;
 };
 
