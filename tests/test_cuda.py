@@ -49,9 +49,7 @@ def random_problem(
 
 def planned(problem: Problem, choice: cuda.Variant, keep: bool = True) -> cuda.Plan:
     """The plan for a problem on an H200, whose tensors may be on the CPU."""
-    data: list[int] = []
-    for tensor, name in zip(problem.tensors(), ("Q", "q", "G", "h", "A", "b", "lb", "ub"), strict=True):
-        args.place(data, [], tensor, problem.rank(name))
+    data = args.place_data([], problem)
     numbers = (
         problem.n, problem.m, problem.p, problem.batch or 1, problem.dtype == torch.float32,
         isinstance(problem.Q, Diagonal), 0, 1, 1, 60, 1, keep,

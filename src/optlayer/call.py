@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from optlayer import backends
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.point import Point
-from optlayer.problem import NAMES, Diagonal, Problem
+from optlayer.problem import Form, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Solution, SolveError, Status
 
@@ -33,34 +33,20 @@ def transformed() -> bool:
 class Call:
     """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
 
-    __slots__ = (
-        "batch", "check", "device", "diagonal", "engine", "settings", "sizes", "smoothed", "transformed", "unsolved",
-        "widths",
-    )  # fmt: skip
+    __slots__ = ("check", "engine", "form", "settings", "smoothed", "transformed", "unsolved")
 
-    def __init__(
-        self, problem: Problem, settings: Settings, engine: Backend | str, check: bool, transformed: bool
-    ) -> None:
-        self.batch, self.settings, self.engine, self.check = problem.batch, settings, engine, check
-        self.diagonal = isinstance(problem.Q, Diagonal)
-        self.device = problem.device.type
-        self.sizes, self.widths = (problem.n, problem.m, problem.p), problem.widths
-        self.unsolved: int | None = None  # members, where known without a look at the status
+    def __init__(self, form: Form, settings: Settings, engine: Backend | str, check: bool, transformed: bool) -> None:
+        self.form, self.settings, self.engine = form, settings, engine
+        self.check, self.transformed = check, transformed
         self.smoothed = settings.gradient == "smoothed"
-        self.transformed = transformed
+        self.unsolved: int | None = None  # members, where known without a look at the status
 
     def problem(self, tensors: Sequence[Any]) -> Problem:
-        Q, q, G, h, A, b, lb, ub = tensors
-        form = Diagonal(Q) if self.diagonal else Q
-        return Problem(form, q, G, h, A, b, lb, ub, *self.sizes, self.batch, q.dtype, q.device)
-
-    def rank(self, i: int) -> int:
-        """Dimensions of tensor i without the batch."""
-        return 2 if NAMES[i] in ("G", "A") or (i == 0 and not self.diagonal) else 1
+        return Problem.of(tensors, self.form)
 
     def with_batch(self, batch: int) -> Call:
         other = copy.copy(self)
-        other.batch = batch
+        other.form = self.form.with_batch(batch)
         return other
 
     def solve(self, tensors: Sequence[Tensor | None], keep_factor: bool) -> tuple[Tensor, ...]:
@@ -105,19 +91,19 @@ class Call:
 
     def solution(self, outputs: Sequence[Any]) -> Point:
         """What the user gets of the outputs of `solve`."""
-        return _point(outputs[: VALUES + VERDICT], self.widths, (), self.unsolved)
+        return _point(outputs[: VALUES + VERDICT], self.form.widths, (), self.unsolved)
 
     def point(self, outputs: Sequence[Any]) -> Point:
         """The point at which the derivative is taken, of the outputs of `solve`."""
         at = outputs[VALUES + VERDICT : self.fields] if self.smoothed else outputs[:VALUES]
         factor = tuple(outputs[self.fields :])
-        return _point((*at, *outputs[VALUES : VALUES + VERDICT]), self.widths, factor, self.unsolved)
+        return _point((*at, *outputs[VALUES : VALUES + VERDICT]), self.form.widths, factor, self.unsolved)
 
     def split(self, args: Sequence[Any]) -> tuple[Sequence[Any], Point, Adjoint]:
         """Tensors, point and right-hand side of the flat arguments of _KKT."""
         end = len(args) - 5
         at = 8 + VALUES + VERDICT
-        point = _point(args[8:at], self.widths, tuple(args[at:end]), self.unsolved)
+        point = _point(args[8:at], self.form.widths, tuple(args[at:end]), self.unsolved)
         return args[:8], point, Adjoint(*args[end:])
 
 
@@ -144,7 +130,7 @@ class Fold:
     """A vmapped dimension of size V folded into the batch B of a call: member i of vmap's part k is member kB + i."""
 
     def __init__(self, size: int, call: Call) -> None:
-        self.shape = (size, 1 if call.batch is None else call.batch)
+        self.shape = (size, 1 if call.form.batch is None else call.form.batch)
         self.call = call.with_batch(self.shape[0] * self.shape[1])
 
     def tensor(self, x: Any, dim: int | None, rank: int) -> Any:
@@ -160,7 +146,7 @@ class Fold:
         return x.expand(*self.shape, *inner).reshape(self.shape[0] * self.shape[1], *inner)
 
     def tensors(self, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
-        return [self.tensor(x, d, self.call.rank(i)) for i, (x, d) in enumerate(zip(tensors, dims, strict=True))]
+        return [self.tensor(x, d, r) for x, d, r in zip(tensors, dims, self.call.form.ranks, strict=True)]
 
     def unfold(self, outputs: Sequence[Tensor], fields: int) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         """Outputs with V in front, and which have it: all but the factor, which stays that of the folded batch."""
@@ -185,5 +171,5 @@ def kkt_vmap(size: int, in_dims: Sequence[Any], call: Call, args: Sequence[Any],
     of_point = zip(point.tensors()[: VALUES + VERDICT], dims_point.tensors()[: VALUES + VERDICT], strict=True)
     values = [folded.tensor(x, d, 1) for x, d in of_point]
     rhs = Adjoint(*(folded.tensor(x, d, 1) for x, d in zip(rhs, dims_rhs, strict=True)))
-    v = solve(folded.call, folded.tensors(tensors, dims), _point(values, call.widths, point.factor, None), rhs)
+    v = solve(folded.call, folded.tensors(tensors, dims), _point(values, call.form.widths, point.factor, None), rhs)
     return folded.unfold(v, 5)

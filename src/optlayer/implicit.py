@@ -73,7 +73,7 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
     if not watched and not keep:
         assert not isinstance(engine, str)
         return engine.solve(problem, settings, False)
-    call = Call(problem, settings, engine, check and watched, watched)
+    call = Call(problem.form, settings, engine, check and watched, watched)
     if torch.compiler.is_compiling():
         if forward_ad._current_level >= 0:
             raise NotImplementedError("torch.compile around forward mode: take jvp of the uncompiled function")
@@ -101,7 +101,7 @@ def pullback(
     if solved is not None:
         g_z, g_rest = (None if g is None else torch.where(solved, g, 0.0) for g in (g_z, g_rest))
     parts = (point.lam, point.nu, point.lam_lb, point.lam_ub)
-    g_s, *g_parts = [None, *map(torch.zeros_like, parts)] if g_rest is None else g_rest.split(call.widths, -1)
+    g_s, *g_parts = [None, *map(torch.zeros_like, parts)] if g_rest is None else g_rest.split(call.form.widths, -1)
     G = tensors[2]
     if g_s is not None and G is not None:
         g_s = torch.where(point.s.isinf(), 0.0, g_s)
@@ -158,7 +158,7 @@ def matrix_gradients(
     Q, G, A = tensors[0], tensors[2], tensors[4]
     grad_Q = grad_G = grad_A = None
     if need[0] and Q is not None:
-        if call.diagonal:
+        if call.form.diagonal:
             grad_Q = _shared(Q, -v.z * z)
         else:
             half = 0.5 * v.z
@@ -205,7 +205,7 @@ def matrix_tangents(
     """−dK (z, lam, nu)."""
     r_z, r_lam, r_nu = torch.zeros_like(z), torch.zeros_like(lam), torch.zeros_like(nu)
     if dQ is not None:
-        r_z = r_z - kkt.mul_Q(Diagonal(dQ) if call.diagonal else dQ, z)
+        r_z = r_z - kkt.mul_Q(Diagonal(dQ) if call.form.diagonal else dQ, z)
     if dG is not None:
         r_z, r_lam = r_z - kkt.mul_t(dG, lam), r_lam - kkt.mul(dG, z)
     if dA is not None:
@@ -258,7 +258,7 @@ def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     def inner(ctx: Any, *args: Any) -> Any:
         if not torch._C._is_any_autocast_enabled():
             return method(ctx, *args)
-        with torch.autocast(ctx.call.device, enabled=False):
+        with torch.autocast(ctx.call.form.device.type, enabled=False):
             return method(ctx, *args)
 
     return inner
@@ -356,7 +356,7 @@ class _KKT(torch.autograd.Function):
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
         r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
         if call.smoothed and dpoint.rest is not None:
-            _, *changes = dpoint.rest.split(call.widths, -1)
+            _, *changes = dpoint.rest.split(call.form.widths, -1)
             terms = _along(_slopes(call, tensors, point, v), Adjoint(r[0], *changes))
             r[1:] = [x + y for x, y in zip(r[1:], terms, strict=True)]
         return tuple(_kkt(call, tensors, point, Adjoint(*r)))

@@ -37,10 +37,10 @@ torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTI
 
 def _options(call: Call, keep_factor: bool) -> tuple[Any, ...]:
     """The plain arguments of a call."""
-    x = call.settings
+    x, diagonal = call.settings, call.form.diagonal
     name = call.engine if isinstance(call.engine, str) else call.engine.name
     return (
-        call.diagonal, x.tolerance, x.max_iterations, x.polish, x.gradient, x.smoothing, name, call.check, keep_factor,
+        diagonal, x.tolerance, x.max_iterations, x.polish, x.gradient, x.smoothing, name, call.check, keep_factor,
     )
 
 
@@ -49,7 +49,8 @@ def _call(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
     diagonal, tolerance, max_iterations, polish, gradient, smoothing, backend, check, _ = chosen
     settings = Settings(tolerance, max_iterations, polish, gradient, smoothing)
     Q, *rest = tensors
-    return Call(check_problem(Diagonal(Q) if diagonal else Q, *rest), settings, backend, check, transformed())
+    form = check_problem(Diagonal(Q) if diagonal else Q, *rest).form
+    return Call(form, settings, backend, check, transformed())
 
 
 def _split(args: Sequence[Any]) -> tuple[Call, Sequence[Any], Point, Adjoint]:
@@ -120,8 +121,8 @@ def _kkt_solve(*args: Any) -> tuple[Tensor, ...]:
 def _(*args: Any) -> tuple[Tensor, ...]:
     tensors, chosen = args[:8], args[8:]
     call, q = _call(tensors, chosen), tensors[1]
-    batch = 1 if call.batch is None else call.batch
-    columns = (call.sizes[0], sum(call.widths))
+    batch = 1 if call.form.batch is None else call.form.batch
+    columns = (call.form.n, sum(call.form.widths))
     values = [q.new_empty(batch, width) for width in columns]
     verdict = (q.new_empty(batch, 2, dtype=torch.int32), q.new_empty(batch, 3))
     size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] and not call.smoothed else 0

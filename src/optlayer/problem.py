@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,52 +40,88 @@ _SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": 
 _DTYPES = (torch.float32, torch.float64)
 
 
-@dataclass(slots=True, eq=False)
+class Form:
+    """What all problems of the same shapes have in common; found once for them.
+
+    Attributes:
+        n, m, p: variables, equalities, rows of G.
+        batch: members; None when no tensor has a batch dimension, and neither have the results.
+        dtype, device: of all tensors.
+        diagonal: whether Q is given by its diagonal.
+        sparse: whether some matrix is sparse (in CSR layout).
+        ranks: dimensions of the eight tensors without the batch.
+        widths: columns of s, lam, nu, lam_lb and lam_ub.
+    """
+
+    __slots__ = ("batch", "device", "diagonal", "dtype", "m", "n", "p", "ranks", "sparse", "widths")
+
+    def __init__(
+        self, tensors: Sequence[Tensor | None], n: int, m: int, p: int, batch: int | None, diagonal: bool
+    ) -> None:
+        self.n, self.m, self.p, self.diagonal = n, m, p, diagonal
+        self.ranks = (1 if diagonal else 2, 1, 2, 1, 2, 1, 1, 1)
+        self.widths = (p, p, m, 0 if tensors[6] is None else n, 0 if tensors[7] is None else n)
+        self.batch = batch
+        self._fit(tensors)
+
+    def _fit(self, tensors: Sequence[Tensor | None]) -> None:
+        q = tensors[1]
+        assert q is not None
+        self.dtype, self.device = q.dtype, q.device
+        self.sparse = any(x is not None and x.layout != torch.strided for x in tensors)
+
+    def with_batch(self, batch: int | None) -> Form:
+        """The same with another batch."""
+        other = copy.copy(self)
+        other.batch = batch
+        return other
+
+
 class Problem:
     """A checked batch of quadratic programs; absent parts are None, shared tensors have no batch dimension.
 
     Not to be changed. (A frozen dataclass would say so, but takes as long to make as a small problem to solve.)
     """
 
-    Q: Tensor | Diagonal
-    q: Tensor
-    G: Tensor | None
-    h: Tensor | None
-    A: Tensor | None
-    b: Tensor | None
-    lb: Tensor | None
-    ub: Tensor | None
-    n: int
-    m: int
-    p: int
-    batch: int | None  # None: no tensor has a batch dimension, and neither have the results
-    dtype: torch.dtype
-    device: torch.device
+    __slots__ = (*NAMES, "form")
+
+    def __init__(
+        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None, h: Tensor | None, A: Tensor | None, b: Tensor | None,
+        lb: Tensor | None, ub: Tensor | None, form: Form,
+    ) -> None:  # fmt: skip
+        self.Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub = Q, q, G, h, A, b, lb, ub
+        self.form = form
+
+    n = property(lambda self: self.form.n)
+    m = property(lambda self: self.form.m)
+    p = property(lambda self: self.form.p)
+    batch = property(lambda self: self.form.batch)
+    dtype = property(lambda self: self.form.dtype)
+    device = property(lambda self: self.form.device)
+    widths = property(lambda self: self.form.widths)
+    sparse = property(lambda self: self.form.sparse)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Any], form: Form) -> Problem:
+        """The problem of eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
+        Q, q, G, h, A, b, lb, ub = tensors
+        return cls(Diagonal(Q) if form.diagonal else Q, q, G, h, A, b, lb, ub, form)
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
         Q = self.Q.d if isinstance(self.Q, Diagonal) else self.Q
         return (Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub)
 
-    @property
-    def widths(self) -> tuple[int, int, int, int, int]:
-        """Columns of s, lam, nu, lam_lb and lam_ub."""
-        return (self.p, self.p, self.m, 0 if self.lb is None else self.n, 0 if self.ub is None else self.n)
-
-    @property
-    def sparse(self) -> bool:
-        """Whether some matrix is sparse (in CSR layout)."""
-        return any(x is not None and x.layout != torch.strided for x in self.tensors())
-
     def rank(self, name: str) -> int:
         """Dimensions of tensor `name` without the batch."""
-        return 1 if name == "Q" and isinstance(self.Q, Diagonal) else len(_SHAPES[name])
+        rank: int = self.form.ranks[NAMES.index(name)]
+        return rank
 
     def select(self, members: Tensor | list[int]) -> Problem:
         """The problem of some members, in the order given."""
         picked: list[Tensor | None] = []
-        for name, tensor in zip(NAMES, self.tensors(), strict=True):
-            batched = tensor is not None and tensor.dim() > self.rank(name)
+        for tensor, rank in zip(self.tensors(), self.form.ranks, strict=True):
+            batched = tensor is not None and tensor.dim() > rank
             picked.append(tensor[members] if batched else tensor)  # type: ignore[index]
         return self.replace(picked, len(members))
 
@@ -94,11 +131,9 @@ class Problem:
 
     def replace(self, tensors: list[Tensor | None] | tuple[Tensor | None, ...], batch: int | None) -> Problem:
         """The same problem with other tensors (order of NAMES, same kinds) and batch."""
-        Q, q, G, h, A, b, lb, ub = tensors
-        assert Q is not None
-        assert q is not None
-        form = Diagonal(Q) if isinstance(self.Q, Diagonal) else Q
-        return Problem(form, q, G, h, A, b, lb, ub, self.n, self.m, self.p, batch, self.dtype, self.device)
+        form = self.form.with_batch(batch)
+        form._fit(tensors)
+        return Problem.of(tensors, form)
 
 
 def check(
@@ -118,39 +153,33 @@ def check(
         ValueError: for shapes or devices that do not fit; the message shows every argument.
     """
     key = _key(Q, q, G, h, A, b, lb, ub)
-    known = _known.get(key) if key else None
-    if known:
-        return Problem(Q, q, G, h, A, b, lb, ub, *known, q.dtype, q.device)
+    known = None if key is None else _known.get(key)
+    if known is not None:
+        return Problem(Q, q, G, h, A, b, lb, ub, known)
     problem = _checked(Q, q, G, h, A, b, lb, ub)
-    if key:
+    if key is not None and not problem.sparse:
         if len(_known) >= 1000:
             _known.clear()
-        _known[key] = (problem.n, problem.m, problem.p, problem.batch)
+        _known[key] = problem.form
     return problem
 
 
-_known: dict[Any, tuple[int, int, int, int | None]] = {}
-"""Sizes n, m, p and batch of what has passed the check: training asks the same question again and again."""
+_known: dict[Any, Form] = {}
+"""The form of what has passed the check: training asks the same question again and again."""
 
 
 def _key(Q: Any, *others: Any) -> Any:
-    """All that the check looks at; None where it cannot be a key: sparse, symbolic sizes, wrong types, tracing."""
+    """All that the check looks at; None where it cannot be a key: symbolic sizes, wrong types, tracing."""
     if torch.compiler.is_compiling():
         return None
     diagonal = type(Q) is Diagonal
-    key: list[Any] = [diagonal]
-    for x in (Q.d if diagonal else Q, *others):
-        if x is None:
-            key.append(None)
-        elif isinstance(x, Tensor) and x.layout is torch.strided:
-            key += (x.shape, x.dtype, x.device)
-        else:
-            return None
+    tensors = (Q.d if diagonal else Q, *others)
     try:
-        hash(found := tuple(key))
-    except TypeError:  # sizes are symbols
+        key = (diagonal, *[x if x is None else (x.shape, x.dtype, x.device, x.layout) for x in tensors])
+        hash(key)
+    except (AttributeError, TypeError):  # not a tensor; sizes that are symbols
         return None
-    return found
+    return key
 
 
 def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any) -> Problem:
@@ -201,7 +230,8 @@ def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any) -
                 )
     if sizes["n"] < 1:
         raise ValueError(f"the problem has no variable\n{_table(values, diagonal)}")
-    return Problem(Q, q, G, h, A, b, lb, ub, sizes["n"], sizes.get("m", 0), sizes.get("p", 0), batch, dtype, device)
+    tensors = (Q.d if isinstance(Q, Diagonal) else Q, q, G, h, A, b, lb, ub)
+    return Problem.of(tensors, Form(tensors, sizes["n"], sizes.get("m", 0), sizes.get("p", 0), batch, diagonal))
 
 
 def _dense_or_csr(name: str, matrix: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import Problem
 
 NUMBERS = (
     "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
@@ -28,11 +28,12 @@ METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
 _FORMAT = struct.Struct(f"={len(NUMBERS)}id{2 * len(TENSORS)}q")
 SIZE = _FORMAT.size
+_Buffer = ctypes.c_char * SIZE
 
 
 def pack(numbers: Sequence[int], tolerance: float, tensors: Sequence[int]) -> ctypes.Array[ctypes.c_char]:
     """Args with `numbers` and address-stride pairs `tensors` in the order of NUMBERS and TENSORS."""
-    buffer = ctypes.create_string_buffer(SIZE)
+    buffer = _Buffer()
     _FORMAT.pack_into(buffer, 0, *numbers, tolerance, *tensors)
     return buffer
 
@@ -52,56 +53,59 @@ def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
 # ---- tensors and their places, for every compiled backend
 
 
-def ranks(problem: Problem) -> tuple[int, ...]:
-    """Dimensions of the eight tensors without the batch."""
-    return _DIAGONAL if isinstance(problem.Q, Diagonal) else _DENSE
-
-
-_DENSE, _DIAGONAL = (2, 1, 2, 1, 2, 1, 1, 1), (1, 1, 2, 1, 2, 1, 1, 1)
-
-
-def place(out: list[int], keep: list[Tensor], tensor: Tensor | None, rank: int) -> None:
-    """Append address and stride between members (0: shared); keep alive what had to be copied."""
-    if tensor is None:
-        out += (0, 0)
-        return
-    batched = tensor.dim() > rank
-    if not tensor.is_contiguous():
-        if batched and tensor.stride(0) == 0:
-            tensor, batched = tensor[0], False  # an expanded tensor is a shared one
-        if not (tensor[0] if batched and len(tensor) else tensor).is_contiguous():
-            tensor = tensor.contiguous()
-            keep.append(tensor)
-    out += (tensor.data_ptr(), tensor.stride(0) if batched else 0)
+def place_data(keep: list[Tensor], problem: Problem) -> list[int]:
+    """Addresses of the problem's tensors and strides between members (0: shared); keeps alive what had to be copied."""
+    places: list[int] = []
+    for tensor, rank in zip(problem.tensors(), problem.form.ranks, strict=True):
+        if tensor is None:
+            places += (0, 0)
+        elif tensor.is_contiguous():
+            places += (tensor.data_ptr(), tensor.stride(0) if tensor.dim() > rank else 0)
+        else:
+            batched = tensor.dim() > rank
+            if batched and tensor.stride(0) == 0:
+                tensor, batched = tensor[0], False  # an expanded tensor is a shared one
+            if not (tensor[0] if batched and len(tensor) else tensor).is_contiguous():
+                tensor = tensor.contiguous()
+                keep.append(tensor)
+            places += (tensor.data_ptr(), tensor.stride(0) if batched else 0)
+    return places
 
 
 def empty_point(problem: Problem, batch: int) -> Point:
     """A point to be filled by the kernels."""
-    dtype, device, widths = problem.dtype, problem.device, problem.widths
-    z, rest = empty(batch, problem.n, dtype, device), empty(batch, sum(widths), dtype, device)
-    counts, residuals = empty(batch, 2, torch.int32, device), empty(batch, 3, dtype, device)
-    return Point(z, rest, counts, residuals, widths)
-
-
-def empty(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty, in two thirds of its time."""
-    return torch.empty_strided((rows, columns), (columns, 1), dtype=dtype, device=device)
+    form = problem.form
+    dtype, device, widths, n = form.dtype, form.device, form.widths, form.n
+    columns, empty = sum(widths), torch.empty_strided  # (torch.empty takes half as long again)
+    return Point(
+        empty((batch, n), (n, 1), dtype=dtype, device=device),
+        empty((batch, columns), (columns, 1), dtype=dtype, device=device),
+        empty((batch, 2), (2, 1), dtype=torch.int32, device=device),
+        empty((batch, 3), (3, 1), dtype=dtype, device=device),
+        widths,
+    )
 
 
 def place_point(keep: list[Tensor], point: Point) -> list[int]:
     """Addresses and strides of the parts of a point, from z to the gap."""
-    tensors = point.tensors()[:4]
-    if not all(x.is_contiguous() for x in tensors):
-        tensors = tuple(x.contiguous() for x in tensors)
-        keep += tensors
-    z, rest, counts, residuals = tensors
-    places = [z.data_ptr(), z.shape[1]]
-    at, size, stride = rest.data_ptr(), rest.element_size(), rest.shape[1]
-    for width in point.widths:
-        places += (at if width else 0, stride)
+    z, rest, counts, residuals = point.z, point.rest, point.counts, point.residuals
+    if not (z.is_contiguous() and rest.is_contiguous() and counts.is_contiguous() and residuals.is_contiguous()):
+        z, rest, counts, residuals = copies = [x.contiguous() for x in (z, rest, counts, residuals)]
+        keep += copies
+    status, first, size = counts.data_ptr(), residuals.data_ptr(), rest.element_size()
+    return [
+        z.data_ptr(), z.shape[1], *place_parts(rest, point.widths),
+        status, 2, status + 4, 2, first, 3, first + size, 3, first + 2 * size, 3,
+    ]  # fmt: skip
+
+
+def place_parts(rows: Tensor, widths: Sequence[int]) -> list[int]:
+    """Addresses and strides of parts that lie side by side in contiguous rows; 0 for those without columns."""
+    places: list[int] = []
+    at, size, stride = rows.data_ptr(), rows.element_size(), rows.shape[1]
+    for width in widths:
+        places += (at, stride) if width else (0, 0)
         at += width * size
-    at, first = counts.data_ptr(), residuals.data_ptr()
-    places += (at, 2, at + 4, 2, first, 3, first + size, 3, first + 2 * size, 3)
     return places
 
 

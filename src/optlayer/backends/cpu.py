@@ -16,7 +16,7 @@ from torch import Tensor
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
 
@@ -109,19 +109,16 @@ def refuses(problem: Problem) -> str | None:
 class _Call:
     """Args of one problem: data and settings; the tensors of the answer are added to them."""
 
-    __slots__ = ("batch", "data", "keep", "numbers", "ranks", "tolerance")
+    __slots__ = ("batch", "data", "keep", "numbers", "tolerance")
 
     def __init__(self, problem: Problem, settings: Settings, keep_factor: bool) -> None:
-        diagonal = isinstance(problem.Q, Diagonal)
-        single = problem.dtype == torch.float32
+        form = problem.form
+        single = form.dtype is torch.float32
         self.keep: list[Tensor] = []
-        self.data: list[int] = []
-        self.ranks = args.ranks(problem)
-        for tensor, rank in zip(problem.tensors(), self.ranks, strict=True):
-            args.place(self.data, self.keep, tensor, rank)
-        self.batch = 1 if problem.batch is None else problem.batch
+        self.data = args.place_data(self.keep, problem)
+        self.batch = 1 if form.batch is None else form.batch
         self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, single, diagonal, METHOD, LANES,
+            form.n, form.m, form.p, self.batch, single, form.diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
@@ -131,12 +128,9 @@ class _Call:
 
     def pack_adjoint(self, point: Point, rhs: list[int], v: Tensor) -> ctypes.Array[ctypes.c_char]:
         """With a point, the right-hand side's places, and v, whose parts lie side by side."""
-        at, size, stride = v.data_ptr(), v.element_size(), v.shape[1]
-        places = args.place_point(self.keep, point) + rhs
-        for width in (point.z.shape[1], *point.widths[1:]):
-            places += (at, stride) if width else (0, 0)
-            at += width * size
-        return self.pack([*places, point.factor[0].data_ptr() if point.factor else 0, 0])
+        answer = args.place_parts(v, (point.z.shape[1], *point.widths[1:]))
+        factor = point.factor[0].data_ptr() if point.factor else 0
+        return self.pack([*args.place_point(self.keep, point), *rhs, *answer, factor, 0])
 
 
 # What a test may force: an elimination (args.METHODS) and the lanes (1: one problem at a time; more: one in each lane).
@@ -190,7 +184,7 @@ def _adopt(core: Core, address: int, size: int, dtype: torch.dtype = torch.uint8
 
 def _empty_gradient(core: Core, x: Tensor) -> Tensor:
     """Contiguous, and if it is large in memory of the core, which is used again: fresh pages would cost most."""
-    size = x.numel() * x.element_size()
+    size = x.nbytes
     if size < _LARGE:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     address = core.take(size)
@@ -245,10 +239,14 @@ def pullback(
     v = _empty_adjoint(problem, call.batch)
     grads: list[Tensor | None] = []
     wanted: list[int] = []
-    for x, needed, rank in zip(problem.tensors(), need, call.ranks, strict=True):
-        grad = _empty_gradient(core, x) if needed and x is not None else None
+    for x, needed, rank in zip(problem.tensors(), need, problem.form.ranks, strict=True):
+        if not needed or x is None:
+            grads.append(None)
+            wanted += (0, 0)
+            continue
+        grad = _empty_gradient(core, x)
         grads.append(grad)
-        wanted += (0, 0) if grad is None else (grad.data_ptr(), grad.stride(0) if grad.dim() > rank else 0)
+        wanted += (grad.data_ptr(), grad.stride(0) if grad.dim() > rank else 0)
     rhs = args.place_rows(call.keep, (grad_z,)) + _NO_SIDES
     packed, gradients = call.pack_adjoint(point, rhs, v), _GRADIENTS.pack(*wanted)
     if _or_memory_error(core.pullback(packed, gradients), problem):
@@ -264,7 +262,9 @@ _GRADIENTS = struct.Struct("=16q")  # address and stride for each tensor of the 
 
 def _empty_adjoint(problem: Problem, batch: int) -> Tensor:
     """v to be filled by the core, its parts side by side."""
-    return args.empty(batch, problem.n + sum(problem.widths[1:]), problem.dtype, problem.device)
+    form = problem.form
+    columns = form.n + sum(form.widths[1:])
+    return torch.empty_strided((batch, columns), (columns, 1), dtype=form.dtype, device=form.device)
 
 
 def _parts(problem: Problem, v: Tensor) -> Adjoint:

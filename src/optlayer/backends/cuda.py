@@ -18,7 +18,7 @@ from torch import Tensor
 from optlayer.backends import args, cpu, nvrtc, reference
 from optlayer.backends.base import Adjoint
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import Problem
 from optlayer.settings import Settings
 
 name = "cuda"
@@ -170,13 +170,10 @@ class _Call:
         self.problem, self.choice, self.keep_factor = problem, choice, keep_factor
         self.single = problem.dtype == torch.float32
         self.keep: list[Tensor] = []
-        self.data: list[int] = []
-        diagonal = isinstance(problem.Q, Diagonal)
-        for tensor, rank in zip(problem.tensors(), args.ranks(problem), strict=True):
-            args.place(self.data, self.keep, tensor, rank)
+        self.data = args.place_data(self.keep, problem)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, self.single, diagonal, METHOD, 1, 1,
+            problem.n, problem.m, problem.p, self.batch, self.single, problem.form.diagonal, METHOD, 1, 1,
             settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if self.single else 1e-9)

@@ -28,7 +28,7 @@ from torch import Tensor
 from optlayer import kkt
 from optlayer.backends.base import Adjoint
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem
+from optlayer.problem import Diagonal, Form, Problem
 from optlayer.settings import Settings
 from optlayer.solution import Status
 
@@ -76,7 +76,7 @@ class _Standard(NamedTuple):
     def problem(self) -> Problem:
         """As a Problem, for the functions of kkt.py."""
         (batch, p, n), m = self.G.shape, self.A.shape[-2]
-        return Problem(*self, n, m, p, batch, self.q.dtype, self.q.device)
+        return Problem(*self, Form(self, n, m, p, batch, diagonal=False))
 
     @property
     def fixed(self) -> Tensor:
