@@ -254,6 +254,38 @@ template <class V, class A> void test_vectors(int m, int n) {
     }
 }
 
+// Some columns of a matrix are a matrix: the same bits as after copying them.
+template <class T> void test_chosen(int m, int n) {
+    const int ld = m + 2, count = n / 2;
+    auto a = random_array<T>(extent(m, n, ld)), chosen = random_array<T>(extent(m, count, m));
+    auto x = random_array<T>(count), xt = random_array<T>(m), y = random_array<T>(m), yt = random_array<T>(count);
+    Array<int> which(count);
+    for (int j = 0; j < count; ++j) {
+        which[j] = (j * 7 + 3) % n;
+        for (int i = 0; i < m; ++i) chosen[j * m + i] = a[which[j] * ld + i];
+    }
+    for (int sign = -1; sign <= 1; sign += 2) {
+        auto g = y, gt = yt, wanted = y, wanted_t = yt;
+        gemv<T>(m, count, +a, ld, +which, +x, +g, sign), gemv<T>(m, count, +chosen, m, +x, +wanted, sign);
+        gemv_t<T>(m, count, +a, ld, +which, +xt, +gt, sign), gemv_t<T>(m, count, +chosen, m, +xt, +wanted_t, sign);
+        for (int i = 0; i < m; ++i) expect(same_bits(g[i], wanted[i]), "gemv, chosen columns", name<T>(), m, n, sign, i, 0);
+        for (int j = 0; j < count; ++j)
+            expect(same_bits(gt[j], wanted_t[j]), "gemv_t, chosen columns", name<T>(), m, n, sign, j, 0);
+    }
+}
+
+template <class V> void test_transpose(int m, int n) {
+    const int lda = m + 3, ldb = n + 1;
+    auto a = random_array<V>(extent(m, n, lda)), b = random_array<V>(extent(n, m, ldb)), before = b;
+    transpose<V>(m, n, +a, lda, +b, ldb);
+    for (int i = 0; i < m; ++i)
+        for (int j = 0; j < ldb && i * ldb + j < b.size; ++j) {
+            const V wanted = j < n ? a[j * lda + i] : before[i * ldb + j];  // what lies between the columns is left
+            for (int w = 0; w < lanes_of<V>; ++w)
+                expect(same_bits(lane(b[i * ldb + j], w), lane(wanted, w)), "transpose", name<V>(), m, n, 0, i, j);
+        }
+}
+
 // ---- packs ---------------------------------------------------------------------------------------------------------
 
 template <class V> void test_pack() {
@@ -302,6 +334,7 @@ template <class V> void test(int largest) {
         }
         test_cholesky<V>(n);
         test_solves<V, V>(m, n), test_solves<V, T>(n, n);
+        test_chosen<T>(m, n), test_transpose<V>(m, n), test_transpose<V>(n, m);
         test_vectors<V, V>(n, n), test_vectors<V, T>(n, n), test_vectors<V, V>(m, n), test_vectors<V, T>(n, m);
     }
     std::printf("%-12s %s\n", name<V>(), failures ? "FAILED" : "ok");

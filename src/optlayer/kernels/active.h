@@ -47,8 +47,8 @@ struct ActiveFactors {
         const int R = rows(), S = stored();
         // float: what is not well conditioned is left to double
         const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4));
-        t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = a.G[size_t(i) * n + j]; });
-        t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = a.A[size_t(i) * n + j]; });
+        t.transpose(n, p, a.G, n, X, S);
+        t.transpose(n, m, a.A, n, B, m);
         auto bad = U(0) > U(1);  // no lane
         if (diagonal_Q) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
@@ -110,16 +110,14 @@ struct ActiveFactors {
     }
     // The lower triangle with its sign turned, into both.
     template <class Tm> static void turn(const Tm& t, int n, U* M) {
-        constexpr int side = 8;
-        for (int j = 0; j < n; j += side)
-            for (int i = j; i < n; i += side) {
-                const int columns = n - j < side ? n - j : side, lines = n - i < side ? n - i : side;
-                t.each_pair(lines, columns, [&](int r, int c) {
-                    if (i + r < j + c) return;
-                    const U value = -M[size_t(j + c) * n + i + r];
-                    M[size_t(j + c) * n + i + r] = value, M[size_t(i + r) * n + j + c] = value;
-                });
-            }
+        constexpr int side = 32;
+        t.each_lower(n, [&](int i, int j) { M[size_t(j) * n + i] = -M[size_t(j) * n + i]; });
+        for (int j = 0; j < n; j += side) {
+            const int end = j + side < n ? j + side : n;
+            for (int i = j; i < end; ++i)
+                for (int k = j; k < i; ++k) M[size_t(i) * n + k] = M[size_t(k) * n + i];
+            if (end < n) t.transpose(n - end, end - j, M + size_t(j) * n + end, n, M + size_t(end) * n + j, n);
+        }
     }
 
     // (with the sign turned, so that only products to be subtracted are needed; set right while both triangles are filled)
@@ -233,36 +231,70 @@ struct Active {
     }
     // z and nu for the multipliers vy of the rows; vnu as `half` left it.
     void finish(const V* rz, const V* vy, V* vz, V* vnu) const {
-        if (a.m) {
-            if (a.rows()) t.gemv_t(a.rows(), a.m, f.E, a.rows(), vy, vnu, -1);
-            t.solve_lower_t(a.m, f.LA, a.m, f.iLA, vnu);
-        }
+        nu_of(vy, vnu);
         t.each(a.n, [&](int j) { vz[j] = rz[j]; });
         a.add_rows_t(t, vy, vz, -1);
+        z_of(vnu, vz);
+    }
+    void nu_of(const V* vy, V* vnu) const {
+        if (!a.m) return;
+        if (a.rows()) t.gemv_t(a.rows(), a.m, f.E, a.rows(), vy, vnu, -1);
+        t.solve_lower_t(a.m, f.LA, a.m, f.iLA, vnu);
+    }
+    void z_of(const V* vnu, V* vz) const {
         if (a.m) t.gemv(a.n, a.m, a.A, a.n, vnu, vz, -1);
         solve_Q(vz);
     }
 
     // Q vz + A'vnu + C'vy = rz, A vz = rnu, C vz = goal over the active rows, vy = 0 over the others.
     void kkt(const V* rz, const V* rnu, const V* goal, V* vz, V* vnu, V* vy) {
-        half(rz, rnu, w, vnu);
-        rows_without(w, vnu, rows_at);
         const int R = a.rows();
+        half(rz, rnu, w, vnu);
         t.each(R, [&](int i) { vy[i] = V(0); });
-        for (int l = 0; l < W; ++l) {
-            const int k = *count[l];
-            if (k == 0) continue;
-            T* x = pivoting.u;
-            if (count[l][1]) {
-                if constexpr (!is_pack<V>) kkt_inverted(goal, vy);
-                continue;
+        if constexpr (!is_pack<V>) {
+            if (!count[0][1]) return kkt_chosen(rz, goal, vz, vnu, vy);
+            rows_without(w, vnu, rows_at);
+            kkt_inverted(goal, vy);
+        } else {
+            rows_without(w, vnu, rows_at);
+            for (int l = 0; l < W; ++l) {
+                const int k = *count[l];
+                T* x = pivoting.u;
+                t.each(k, [&](int i) { x[i] = lane(rows_at[index[l][i]], l) - lane(goal[index[l][i]], l); });
+                solve_lower(k, L[l], k, iL[l], x);
+                solve_lower_t(k, L[l], k, iL[l], x);
+                t.each(k, [&](int i) { set_lane(vy[index[l][i]], l, x[i]); });
             }
-            t.each(k, [&](int i) { x[i] = lane(rows_at[index[l][i]], l) - lane(goal[index[l][i]], l); });
-            solve_lower(k, L[l], k, iL[l], x);
-            solve_lower_t(k, L[l], k, iL[l], x);
-            t.each(k, [&](int i) { set_lane(vy[index[l][i]], l, x[i]); });
         }
         finish(rz, vy, vz, vnu);
+    }
+    // What follows `half`, looking at the active rows alone.
+    void kkt_chosen(const V* rz, const V* goal, V* vz, V* vnu, V* vy) {
+        const int k = *count[0], *active = index[0], R = a.rows();
+        V *x = pivoting.u, *of_G = pivoting.r;
+        int *which = pivoting.state, g = 0;  // those in G
+        for (int i = 0; i < k; ++i)
+            if (active[i] < a.p) which[g++] = active[i];
+        t.each(g, [&](int i) { of_G[i] = V(0); });
+        if (g) t.gemv_t(a.n, g, a.G, a.n, which, w, of_G);
+        for (int i = 0, c = 0; i < k; ++i) x[i] = active[i] < a.p ? of_G[c++] : w[active[i] - a.p];
+        if (a.m) {
+            t.each(R, [&](int i) { rows_at[i] = V(0); });
+            if (R) t.gemv(R, a.m, f.E, R, vnu, rows_at, -1);
+            t.each(k, [&](int i) { x[i] = x[i] + rows_at[active[i]]; });
+        }
+        t.each(k, [&](int i) { x[i] = x[i] - goal[active[i]]; });
+        solve_lower(k, L[0], k, iL[0], x);
+        solve_lower_t(k, L[0], k, iL[0], x);
+        t.each(k, [&](int i) { vy[active[i]] = x[i]; });
+        nu_of(vy, vnu);
+        t.each(a.n, [&](int j) { vz[j] = rz[j]; });
+        for (int i = 0, c = 0; i < k; ++i) {
+            if (active[i] < a.p) of_G[c++] = x[i];
+            else vz[active[i] - a.p] = vz[active[i] - a.p] - x[i];
+        }
+        if (g) t.gemv(a.n, g, a.G, a.n, which, of_G, vz, -1);
+        z_of(vnu, vz);
     }
 
     bool refined() const { return count[0][2] != 0; }

@@ -52,6 +52,23 @@ template <int sign_, class A, class D, class B> struct Product {
     Index ldb;
     Product from(Index i, Index j) const { return {k, a + i, lda, d, b + j, ldb}; }
 };
+// Of a, only the columns `which`, one for each k.
+template <class A> struct Columns {
+    const A* a;
+    Index ld;
+    const int* which;
+    const A* operator+(Index i) const { return a + *which * ld + i; }
+    void operator+=(Index count) { which += count; }
+};
+template <int sign_, class A, class B> struct ChosenProduct {
+    static constexpr int sign = sign_;
+    int k;
+    Columns<A> a;
+    const B* b;
+    const One* d = nullptr;
+    Index lda = 1, ldb = 1;
+    ChosenProduct from(Index i, Index j) const { return {k, {a.a + i, a.ld, a.which}, b + j}; }
+};
 template <class R, class D> OPTLAYER_INLINE R scaled(R x, const D* d, Index k) { return x * R(d[k]); }
 template <class R> OPTLAYER_INLINE R scaled(R x, const One*, Index) { return x; }
 
@@ -178,6 +195,61 @@ template <bool lower, class V, class P> void multiply(int m, int n, V* C, Index 
 
 }  // namespace detail
 
+// ---- transposition -------------------------------------------------------------------------------------------------
+
+namespace detail {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector) && defined(OPTLAYER_VECTORS)
+#define OPTLAYER_SHUFFLES 1
+#endif
+#endif
+#ifdef OPTLAYER_SHUFFLES
+// Exchanges the blocks off the diagonal of [a; b], in blocks of s.
+template <int s, int W, class R, int... c>
+OPTLAYER_INLINE void exchange(R& a, R& b, std::integer_sequence<int, c...>) {
+    const auto x = a.v, y = b.v;
+    a.v = __builtin_shufflevector(x, y, (c & s ? W + c - s : c)...);
+    b.v = __builtin_shufflevector(x, y, (c & s ? W + c : c + s)...);
+}
+template <int s, class R, int W> OPTLAYER_INLINE void exchange_all(R (&x)[W]) {
+    if constexpr (s < W) {
+        OPTLAYER_UNROLL
+        for (int i = 0; i < W; ++i)
+            if (!(i & s)) exchange<s, W>(x[i], x[i + s], std::make_integer_sequence<int, W>());
+        exchange_all<2 * s>(x);
+    }
+}
+#endif
+}  // namespace detail
+
+// B = Aᵀ, A of m x n.
+template <class V> void transpose(int m, int n, const V* a, int lda, V* b, int ldb) {
+    using detail::Index;
+    const auto block = [=](int i, int j, int rows, int columns) {
+        for (int c = j; c < j + columns; ++c)
+            for (int r = i; r < i + rows; ++r) b[r * Index(ldb) + c] = a[c * Index(lda) + r];
+    };
+    int done = 0;  // columns of A
+#ifdef OPTLAYER_SHUFFLES
+    if constexpr (!is_pack<V>) {
+        constexpr int W = native_width<V>;
+        const int even = m / W * W;
+        for (; done + W <= n; done += W) {
+            for (int i = 0; i < even; i += W) {
+                Pack<V, W> x[W];
+                OPTLAYER_UNROLL
+                for (int c = 0; c < W; ++c) x[c] = Pack<V, W>::load(a + (done + c) * Index(lda) + i);
+                detail::exchange_all<1>(x);
+                OPTLAYER_UNROLL
+                for (int c = 0; c < W; ++c) x[c].store(b + (i + c) * Index(ldb) + done);
+            }
+            block(even, done, m - even, W);
+        }
+    }
+#endif
+    block(0, done, m, n - done);
+}
+
 // C(i,j) -= sum_k a(i,k) b(j,k), or += sum_k a(i,k) d(k) b(j,k), in m x n; or in the lower triangle of n x n, where
 // the entries above the diagonal inside of the diagonal blocks (of up to 8 x 8) get the same update, others are left.
 template <class V, class A, class B>
@@ -265,11 +337,14 @@ template <class V, class R, int count> OPTLAYER_INLINE V total(R (&partial)[coun
     return Chunk<V>::sum(partial[0]);
 }
 
-// y(c) += sign sum_i a(i,c) x(i) for N columns.
-template <int N, class V, class A>
-OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V* y, int sign) {
+// y(c) += sign sum_i a(i,c) x(i) for N columns, which column(c) gives.
+template <int N, class V, class F>
+OPTLAYER_INLINE void dots(int m, const F& column, const V* x, V* y, int sign) {
     using K = Chunk<V>;
     typename K::R partial[N][K::count];
+    decltype(column(0)) a[N];
+    OPTLAYER_UNROLL
+    for (int c = 0; c < N; ++c) a[c] = column(c);
     OPTLAYER_UNROLL
     for (int c = 0; c < N; ++c)
         OPTLAYER_UNROLL
@@ -280,7 +355,7 @@ OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V* y, int si
             if (q * K::width >= rows) break;
             const auto xi = K::load(x + i, q, rows);
             OPTLAYER_UNROLL
-            for (int c = 0; c < N; ++c) partial[c][q] = fma(K::load(a + c * lda + i, q, rows), xi, partial[c][q]);
+            for (int c = 0; c < N; ++c) partial[c][q] = fma(K::load(a[c] + i, q, rows), xi, partial[c][q]);
         }
     };
     int i = 0;
@@ -295,14 +370,15 @@ OPTLAYER_INLINE void dots(int m, const A* a, Index lda, const V* x, V* y, int si
 
 // The same for columns so short that one sum after the other is faster than the tree (for every V, so that all agree).
 constexpr int few = 24;
-template <int N, class V, class A>
-OPTLAYER_INLINE void few_dots(int m, const A* a, Index lda, const V* x, V* y, int sign) {
+template <int N, class V, class F>
+OPTLAYER_INLINE void few_dots(int m, const F& column, const V* x, V* y, int sign) {
     V sum[N];
+    decltype(column(0)) a[N];
     OPTLAYER_UNROLL
-    for (int c = 0; c < N; ++c) sum[c] = V(0);
+    for (int c = 0; c < N; ++c) a[c] = column(c), sum[c] = V(0);
     for (int i = 0; i < m; ++i)
         OPTLAYER_UNROLL
-        for (int c = 0; c < N; ++c) sum[c] = fma(V(a[c * lda + i]), x[i], sum[c]);
+        for (int c = 0; c < N; ++c) sum[c] = fma(V(a[c][i]), x[i], sum[c]);
     OPTLAYER_UNROLL
     for (int c = 0; c < N; ++c) y[c] = sign > 0 ? y[c] + sum[c] : y[c] - sum[c];
 }
@@ -323,13 +399,30 @@ template <class V, class A> void gemv(int m, int n, const A* a, int lda, const V
     else rows<8, 1>(m, y, 0, Product<-1, A, One, V>{n, a, lda, nullptr, x, 1}, Plain());
 }
 
-// y += sign Aᵀ x, A of m x n.
-template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
+// y += sign A x, of A only the n columns `which`.
+template <class V, class A> void gemv(int m, int n, const A* a, int lda, const int* which, const V* x, V* y, int sign = 1) {
     using namespace detail;
-    const Index ld = lda;
-    if (m <= few)
-        return columns<8>(n, [=](int j, auto width) { few_dots<width>(m, a + j * ld, ld, x, y + j, sign); });
-    columns<Chunk<V>::columns>(n, [=](int j, auto width) { dots<width>(m, a + j * ld, ld, x, y + j, sign); });
+    if (sign > 0) rows<8, 1>(m, y, 0, ChosenProduct<1, A, V>{n, {a, lda, which}, x}, Plain());
+    else rows<8, 1>(m, y, 0, ChosenProduct<-1, A, V>{n, {a, lda, which}, x}, Plain());
+}
+
+namespace detail {
+// y(j) += sign (column(j))'x, j < n
+template <class V, class F> OPTLAYER_INLINE void all_dots(int m, int n, const F& column, const V* x, V* y, int sign) {
+    const auto from = [&](int j) { return [&column, j](int c) { return column(j + c); }; };
+    if (m <= few) return columns<8>(n, [&](int j, auto width) { few_dots<width>(m, from(j), x, y + j, sign); });
+    columns<Chunk<V>::columns>(n, [&](int j, auto width) { dots<width>(m, from(j), x, y + j, sign); });
+}
+}  // namespace detail
+
+// y += sign Aᵀ x, A of m x n; or of A only the n columns `which`.
+template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const V* x, V* y, int sign = 1) {
+    const detail::Index ld = lda;
+    detail::all_dots(m, n, [=](int j) { return a + j * ld; }, x, y, sign);
+}
+template <class V, class A> void gemv_t(int m, int n, const A* a, int lda, const int* which, const V* x, V* y, int sign = 1) {
+    const detail::Index ld = lda;
+    detail::all_dots(m, n, [=](int j) { return a + which[j] * ld; }, x, y, sign);
 }
 
 // y += A x, from the lower triangle of a symmetric A; eight columns at a time, which stay in the first cache.

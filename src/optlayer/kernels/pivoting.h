@@ -174,26 +174,12 @@ struct Pivoting {
         int best = rows + 1, patience = 3;
         bool ready = false;  // N r
         for (;;) {
-            int wrong = 0;
-            for (int i = 0; i < rows; ++i) {
-                int next = state[i];
-                if (next) {
-                    if (T(next) * y[i] < T(0)) next = 0;
-                } else if (violation(i) > slack) {
-                    next = v[i] > up[i] ? 1 : -1;
-                }
-                if (next != state[i]) ++wrong, state[i] = next;
-            }
+            const int wrong = revise();
             if (!wrong) return true;
             if (wrong < best) best = wrong, patience = 3;
             else if (patience-- == 0) return false;
-            k = 0, ++pivots;
-            for (int i = 0; i < rows; ++i) {
-                y[i] = T(0);
-                if (!state[i]) continue;
-                if (k == most || !(abs(goal_of(i)) < infinite()) || !(lo[i] <= up[i])) return false;
-                sign[k] = state[i], index[k++] = i;
-            }
+            ++pivots;
+            if (!choose()) return false;
             inverted = M.N && most == rows && 2 * k > rows && (ready || limits(M));
             if (inverted) ready = true;
             if (!(inverted ? exchange_inverted(M) : exchange(M))) return false;
@@ -203,6 +189,40 @@ struct Pivoting {
   private:
     static constexpr T infinite() { return sizeof(T) == 8 ? T(1e300) : T(1e37); }
     T goal_of(int i) const { return state[i] > 0 ? up[i] : lo[i]; }
+
+    // What each row should be by its value or multiplier; the number of rows that were something else. (No branch: it
+    // could not be foreseen.)
+    int revise() {
+        const T *OPTLAYER_RESTRICT V = v, *OPTLAYER_RESTRICT Y_ = y, *OPTLAYER_RESTRICT low = lo, *OPTLAYER_RESTRICT high = up;
+        const T* OPTLAYER_RESTRICT unit = scale;
+        int* OPTLAYER_RESTRICT now = state;
+        const T least = slack;
+        int wrong = 0;
+        for (int i = 0; i < rows; ++i) {
+            const int was = now[i];
+            const bool stays = T(was) * Y_[i] >= T(0), above = V[i] > high[i];
+            const bool violated = max(V[i] - high[i], low[i] - V[i]) * unit[i] > least;
+            const int free = violated ? (above ? 1 : -1) : 0, kept = stays ? was : 0;
+            const int next = was ? kept : free;
+            wrong += next != was, now[i] = next;
+        }
+        return wrong;
+    }
+    // The active rows in a list, y zero. False: too many of them, or one that has no value.
+    bool choose() {
+        int count = 0;
+        for (int i = 0; i < rows; ++i) y[i] = T(0);
+        for (int i = 0; i < rows; ++i) index[count] = i, count += state[i] != 0;
+        if (count > most) return false;
+        bool fine = true;
+        for (int j = 0; j < count; ++j) {
+            const int i = index[j];
+            sign[j] = state[i];
+            fine &= (abs(goal_of(i)) < infinite()) & (lo[i] <= up[i]);
+        }
+        k = count;
+        return fine;
+    }
 
     // v and y for the active rows
     bool exchange(const Columns<T>& M) {
@@ -240,12 +260,19 @@ struct Pivoting {
     // The factor of a matrix over some rows and columns.
     bool factor(const T* matrix, const int* which, int count) {
         T top = T(0);
-        for (int j = 0; j < count; ++j) {
-            const T* column = matrix + size_t(which[j]) * rows;
-            T* to = L + size_t(j) * most;
-            for (int i = j; i < count; ++i) to[i] = column[which[i]];
-            top = max(top, to[j]);
+        int j = 0;
+        for (; j + 4 <= count; j += 4) {  // four columns share the look at `which`
+            const T *a = matrix + size_t(which[j]) * rows, *b = matrix + size_t(which[j + 1]) * rows;
+            const T *c = matrix + size_t(which[j + 2]) * rows, *d = matrix + size_t(which[j + 3]) * rows;
+            T *to = L + size_t(j) * most, *to_b = to + most, *to_c = to_b + most, *to_d = to_c + most;
+            for (int i = j; i < count; ++i) {
+                const int at = which[i];
+                to[i] = a[at], to_b[i] = b[at], to_c[i] = c[at], to_d[i] = d[at];
+            }
         }
+        for (; j < count; ++j)
+            for (int i = j; i < count; ++i) L[size_t(j) * most + i] = matrix[size_t(which[j]) * rows + which[i]];
+        for (j = 0; j < count; ++j) top = max(top, L[size_t(j) * most + j]);
         return !cholesky(count, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top);
     }
     // to -= those columns of a matrix times x

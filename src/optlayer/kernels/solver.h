@@ -122,17 +122,21 @@ struct Group {
                           in_place_A() ? nullptr : const_cast<V*>(a.A));
         }
     }
+#ifndef __CUDACC_RTC__
     bool symmetric(const T* Q) const {
-        const int n = plan.n, block = 16;
+        constexpr int block = 16;
+        const int n = plan.n;
+        T mirrored[block * block];
         for (int j = 0; j < n; j += block)
             for (int i = j; i < n; i += block) {
-                bool same = true;
-                for (int c = j; c < j + block && c < n; ++c)
-                    for (int r = i; r < i + block && r < n; ++r) same &= Q[size_t(c) * n + r] == Q[size_t(r) * n + c];
-                if (!same) return false;
+                const int columns = n - j < block ? n - j : block, rows = n - i < block ? n - i : block;
+                t.transpose(columns, rows, Q + size_t(i) * n + j, n, mirrored, block);
+                for (int c = 0; c < columns; ++c)
+                    if (std::memcmp(Q + size_t(j + c) * n + i, mirrored + c * block, rows * sizeof(T))) return false;
             }
         return true;
     }
+#endif
     void copy_matrices(V* Q, V* G, V* A) const {  // absent: not wanted
         const int n = plan.n;
         copy_Q(Q);

@@ -89,6 +89,18 @@ struct Solo {
         optlayer::gemv_t(m, n, a, lda, x, y, sign);
     }
     template <class W, class A>
+    void gemv(int m, int n, const A* a, int lda, const int* which, const W* x, W* y, int sign = 1) const {
+        optlayer::gemv(m, n, a, lda, which, x, y, sign);
+    }
+    template <class W, class A>
+    void gemv_t(int m, int n, const A* a, int lda, const int* which, const W* x, W* y, int sign = 1) const {
+        optlayer::gemv_t(m, n, a, lda, which, x, y, sign);
+    }
+    template <class W>
+    void transpose(int m, int n, const W* a, int lda, W* b, int ldb) const {
+        optlayer::transpose(m, n, a, lda, b, ldb);
+    }
+    template <class W, class A>
     void symv_lower(int n, const A* a, int lda, const W* x, W* y) const {
         optlayer::symv_lower(n, a, lda, x, y);
     }
