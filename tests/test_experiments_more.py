@@ -247,7 +247,8 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     rows = []
     for name, words in (("one", [sys.executable]), ("two", torchrun)):
-        subprocess.run([*words, str(program), str(tmp_path / name)], check=True, capture_output=True, timeout=300)
+        done = subprocess.run([*words, str(program), str(tmp_path / name)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
         rows.append(harness.read_metrics(tmp_path / name))
     assert len(rows[0]) == len(rows[1]) == 6
     for one, two in zip(*rows, strict=True):

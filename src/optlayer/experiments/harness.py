@@ -6,6 +6,7 @@ data-parallel: `batch` is the global batch, each process takes its share of it.
 
 from __future__ import annotations
 
+import atexit
 import csv
 import itertools
 import json
@@ -77,6 +78,7 @@ class Run:
         strategy = "ddp" if devices * nodes > 1 else "auto"
         self.fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
         self.fabric.launch()
+        atexit.register(_leave_group)
         self.name, self.began = name, time.perf_counter()
         self.console = Console(quiet=not self.fabric.is_global_zero)
         default = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -130,6 +132,12 @@ class Run:
         self.write_json("results.json", {"experiment": self.name, "results": results, "seconds": seconds, **more})
         self.console.print(table(results if shown is None else shown))
         self.console.print(f"Everything is in [bold]{self.folder}[/]")
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, if there is one: its threads, still running, may abort a process that ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def machine(device: torch.device) -> Row:
