@@ -59,16 +59,15 @@ def place_data(keep: list[Tensor], problem: Problem) -> list[int]:
     for tensor, rank in zip(problem.tensors(), problem.form.ranks, strict=True):
         if tensor is None:
             places += (0, 0)
-        elif tensor.is_contiguous():
-            places += (tensor.data_ptr(), tensor.stride(0) if tensor.dim() > rank else 0)
-        else:
-            batched = tensor.dim() > rank
+            continue
+        batched = tensor.dim() > rank
+        if not tensor.is_contiguous():
             if batched and tensor.stride(0) == 0:
                 tensor, batched = tensor[0], False  # an expanded tensor is a shared one
             if not (tensor[0] if batched and len(tensor) else tensor).is_contiguous():
                 tensor = tensor.contiguous()
                 keep.append(tensor)
-            places += (tensor.data_ptr(), tensor.stride(0) if batched else 0)
+        places += (tensor.data_ptr(), tensor.stride(0) if batched else 0)
     return places
 
 

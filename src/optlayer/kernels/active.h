@@ -359,7 +359,7 @@ struct Active {
             t.each(others, [&](int i) { x[i] = dy[rest[i]]; });
             t.solve_lower(others, L[0], others, iL[0], x);
             t.solve_lower_t(others, L[0], others, iL[0], x);
-            for (int j = 0; j < others; ++j) t.gemv(R, 1, f.N + size_t(rest[j]) * R, R, x + j, dy, -1);
+            t.gemv(R, others, f.N, R, rest, x, dy, -1);
             t.each(k, [&](int i) { vy[active[i]] = vy[active[i]] + dy[active[i]]; });
         }
     }

@@ -53,7 +53,7 @@ template <int sign_, class A, class D, class B> struct Product {
     Product from(Index i, Index j) const { return {k, a + i, lda, d, b + j, ldb}; }
 };
 // Of a, only the columns `which`, one for each k.
-template <class A> struct Columns {
+template <class A> struct Chosen {
     const A* a;
     Index ld;
     const int* which;
@@ -63,7 +63,7 @@ template <class A> struct Columns {
 template <int sign_, class A, class B> struct ChosenProduct {
     static constexpr int sign = sign_;
     int k;
-    Columns<A> a;
+    Chosen<A> a;
     const B* b;
     const One* d = nullptr;
     Index lda = 1, ldb = 1;

@@ -14,18 +14,15 @@
 #if defined(__CUDACC_RTC__)
 #define OPTLAYER_INLINE __forceinline__
 #define OPTLAYER_NOINLINE
-#define OPTLAYER_RESTRICT __restrict__
 #define OPTLAYER_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)  // gcc and clang
 #define OPTLAYER_VECTORS 1
 #define OPTLAYER_INLINE inline __attribute__((always_inline))
 #define OPTLAYER_NOINLINE __attribute__((noinline))
-#define OPTLAYER_RESTRICT __restrict__
 #define OPTLAYER_UNROLL _Pragma("GCC unroll 32")
 #else
 #define OPTLAYER_INLINE __forceinline
 #define OPTLAYER_NOINLINE __declspec(noinline)
-#define OPTLAYER_RESTRICT __restrict
 #define OPTLAYER_UNROLL
 #endif
 #if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC_RTC__) || (defined(_MSC_VER) && defined(__AVX2__))

@@ -193,18 +193,12 @@ struct Pivoting {
     // What each row should be by its value or multiplier; the number of rows that were something else. (No branch: it
     // could not be foreseen.)
     int revise() {
-        const T *OPTLAYER_RESTRICT V = v, *OPTLAYER_RESTRICT Y_ = y, *OPTLAYER_RESTRICT low = lo, *OPTLAYER_RESTRICT high = up;
-        const T* OPTLAYER_RESTRICT unit = scale;
-        int* OPTLAYER_RESTRICT now = state;
-        const T least = slack;
         int wrong = 0;
         for (int i = 0; i < rows; ++i) {
-            const int was = now[i];
-            const bool stays = T(was) * Y_[i] >= T(0), above = V[i] > high[i];
-            const bool violated = max(V[i] - high[i], low[i] - V[i]) * unit[i] > least;
-            const int free = violated ? (above ? 1 : -1) : 0, kept = stays ? was : 0;
-            const int next = was ? kept : free;
-            wrong += next != was, now[i] = next;
+            const int was = state[i];
+            const int kept = T(was) * y[i] >= T(0) ? was : 0, added = violation(i) > slack ? (v[i] > up[i] ? 1 : -1) : 0;
+            const int next = was ? kept : added;
+            wrong += next != was, state[i] = next;
         }
         return wrong;
     }
@@ -229,7 +223,7 @@ struct Pivoting {
         if (!factor(M.M, index, k)) return false;
         multipliers();
         for (int i = 0; i < rows; ++i) v[i] = v0[i];
-        subtract(M.M, index, k, u, v);
+        gemv(rows, k, M.M, rows, index, u, v, -1);
         return true;
     }
     bool exchange_inverted(const Columns<T>& M) {
@@ -242,7 +236,7 @@ struct Pivoting {
         solve_lower(count, L, most, iL, u);
         solve_lower_t(count, L, most, iL, u);
         for (int i = 0; i < rows; ++i) y[i] = Nr[i], v[i] = v0[i] - r[i];
-        subtract(M.N, others, count, u, y);
+        gemv(rows, count, M.N, rows, others, u, y, -1);
         for (int i = 0; i < count; ++i) y[others[i]] = T(0), v[others[i]] = v[others[i]] + u[i];
         return true;
     }
@@ -275,21 +269,6 @@ struct Pivoting {
         for (j = 0; j < count; ++j) top = max(top, L[size_t(j) * most + j]);
         return !cholesky(count, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top);
     }
-    // to -= those columns of a matrix times x
-    void subtract(const T* matrix, const int* which, int count, const T* x, T* to) const {
-        int j = 0;
-        for (; j + 4 <= count; j += 4) {
-            const T *a = matrix + size_t(which[j]) * rows, *b = matrix + size_t(which[j + 1]) * rows;
-            const T *c = matrix + size_t(which[j + 2]) * rows, *d = matrix + size_t(which[j + 3]) * rows;
-            const T xa = x[j], xb = x[j + 1], xc = x[j + 2], xd = x[j + 3];
-            for (int i = 0; i < rows; ++i) to[i] = to[i] - (a[i] * xa + b[i] * xb + (c[i] * xc + d[i] * xd));
-        }
-        for (; j < count; ++j) {
-            const T* a = matrix + size_t(which[j]) * rows;
-            for (int i = 0; i < rows; ++i) to[i] = fnma(a[i], x[j], to[i]);
-        }
-    }
-
     // y over the active rows from the factor alone: what the steps have added up is forgotten
     void multipliers() {
         for (int i = 0; i < k; ++i) u[i] = v0[index[i]] - (sign[i] > 0 ? up[index[i]] : lo[index[i]]);
