@@ -40,12 +40,13 @@ core: $(STAMP)  ## rebuild the compiled core into src/optlayer/lib
 
 # --- checks --------------------------------------------------------------------------------------------------------
 
-# The core is rebuilt when its sources are newer; cmake knows.
+# The core is rebuilt when its sources are newer; cmake knows. A test that hangs fails, and the others still run.
+PYTEST := $(ONE) $(BIN)/python -m pytest -q -n 2 --timeout 300
 test: $(STAMP) core  ## the test suite, two processes
-	$(ONE) $(BIN)/python -m pytest -q -n 2 -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-slow: $(STAMP) core  ## the tests that take minutes
-	$(ONE) $(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(STAMP)  ## ruff: style and formatting rules
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Torch's transforms, one test (or a few) per line of the table in docs/transforms.md."""
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,9 @@ def _train(rank: int, folder: str) -> None:
     layer = DistributedDataParallel(Layer())
     layer(MANY[:4].chunk(2)[rank]).square().mean().backward()
     torch.save(layer.module.G.grad, f"{folder}/{rank}.pt")
+    # The layer first: were it the last to hold the group, it would wait for gloo's threads and keep the GIL they need.
+    del layer
+    gc.collect()
     dist.destroy_process_group()
 
 

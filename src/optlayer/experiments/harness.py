@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import gc
 import itertools
 import json
 import os
@@ -135,8 +136,12 @@ class Run:
 
 
 def _leave_group() -> None:
-    """Leave the group of processes, if there is one: its threads, still running, may abort a process that ends."""
+    """Leave the group of processes, if there is one: its threads, still running, may abort a process that ends.
+
+    Models first: one that is the last to hold the group waits for those threads and keeps the GIL they may need.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
