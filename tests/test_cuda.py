@@ -6,6 +6,8 @@ The algorithms of the kernels run on the CPU in csrc/tests/test_block.cpp (`make
 from __future__ import annotations
 
 import ctypes
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +164,29 @@ def test_a_damaged_entry_is_compiled_again(compiler: Counting, tmp_path) -> None
     nvrtc.build({"A": 1}, "sm_90")
     assert len(compiler.calls) == 2
     assert entry.read_bytes().startswith(b"\x7fELF")
+
+
+def test_kernels_of_a_first_call_are_compiled_at_the_same_time_and_loaded_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    together, called = threading.Barrier(2, timeout=30), []
+
+    class Slow(Counting):
+        def compile(self, source: str, name: str, headers: dict[str, str], options: list[str]) -> bytes:
+            together.wait()  # breaks unless two are compiled at a time
+            return super().compile(source, name, headers, options)
+
+    slow = Slow()
+    monkeypatch.setattr(nvrtc, "compiler", lambda: slow)
+    monkeypatch.setattr(nvrtc, "device", lambda index: SimpleNamespace(architecture="sm_90"))
+    monkeypatch.setattr(nvrtc, "_driver", lambda: SimpleNamespace(call=lambda name, *rest: called.append(name)))
+    for store in ("_modules", "_kernels"):
+        monkeypatch.setattr(nvrtc, store, {})
+    wanted = [("optlayer_prepare", (("A", 1),)), ("optlayer_solve", (("A", 2),))]
+    found = nvrtc.kernels(0, *wanted)
+    assert [kernel.name for kernel in found] == [name for name, _ in wanted]
+    assert nvrtc.kernels(0, *reversed(wanted)) == found[::-1]
+    assert len(slow.calls) == 2
+    assert sorted(called) == ["cuModuleGetFunction"] * 2 + ["cuModuleLoadData"] * 2
 
 
 # ---- messages ------------------------------------------------------------------------------------------------------

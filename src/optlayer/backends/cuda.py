@@ -196,13 +196,16 @@ class _Call:
     def pack(self, tensors: list[int], factor: int) -> ctypes.Array[ctypes.c_char]:
         return args.pack(self.numbers, self.tolerance, [*self.data, *tensors, factor, 0])
 
-    def _kernel(self, entry: str, choice: Variant) -> nvrtc.Kernel:
-        return nvrtc.kernel(entry, defines(self.plan, choice, self.single, entry), self.device.index)
+    def _kernels(self, *wanted: tuple[str, Variant]) -> list[nvrtc.Kernel]:
+        macros = ((entry, defines(self.plan, choice, self.single, entry)) for entry, choice in wanted)
+        return nvrtc.kernels(self.device.index, *macros)
 
     def launch(self, entry: str, packed: ctypes.Array[ctypes.c_char], factor: Tensor | None, prepare: bool) -> None:
         """Queue `entry`, and before it, if asked and needed, the preparation of what the batch shares."""
         how, choice = self.plan, self.choice
-        kernel = self._kernel(entry, choice)
+        prepare = prepare and how.shared_bytes > 0
+        first = [("optlayer_prepare", PREPARE)] if prepare else []
+        *preparation, kernel = self._kernels(*first, (entry, choice))
         shared = choice.teams * (room(choice, self.single) + how.fast_bytes) if choice.threads > 1 else 0
         threads = choice.threads * choice.teams
         resident = max(1, kernel.resident(threads, shared))
@@ -215,8 +218,8 @@ class _Call:
         at = memory.data_ptr() if factor is None else factor.data_ptr() + flags
         bundle = how.pack(at if how.shared_bytes else 0, memory.data_ptr() + own)
         stream = torch.cuda.current_stream(self.problem.device).cuda_stream
-        if prepare and how.shared_bytes:
-            self._kernel("optlayer_prepare", PREPARE).launch(1, PREPARE.threads, 0, stream, packed, bundle)
+        for once in preparation:
+            once.launch(1, PREPARE.threads, 0, stream, packed, bundle)
         kernel.launch(blocks, threads, shared, stream, packed, bundle)
 
 

@@ -5,7 +5,7 @@
 //     C z = v0 - M y,   M = C P C' = X X' - E E',   X = C L⁻',   E = X (A L⁻')' LA⁻'.
 // An active row is an equality, M_AA over them is all that a member factors.
 #pragma once
-#include "interior.h"
+#include "verdict.h"
 #include "pivoting.h"
 
 namespace optlayer {
@@ -393,39 +393,21 @@ struct Active {
     }
 
     // Solves the first `lanes` lanes (the others repeat the last one) but the bad ones.
-    template <class Judge, class Bad>
-    void run(Judge& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
+    template <class Bad>
+    void run(Verdict<Tm, V, U>& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
         if (all(bad)) return refuse(x, out);
         pivot(x, out, bad, lanes);
         refine(judge, x, out, tolerance);
     }
 
-    // Lanes whose rows contradict each other get Farkas' proof in lam and nu: C'y + A'nu = 0, h'lam + b'nu = -1. It must be
-    // exact, and larger than what rounding of the data (relative, 1 / `most`) may have caused. out.solved is -1 there.
-    template <class Judge> void certify(const Judge& judge, const Sides<V>& x, Point<V>& out, T most) {
-        if (!any(contradiction > V(0))) return;
-        const int n = a.n, m = a.m;
-        t.each(n, [&](int j) { rz[j] = V(0); });
-        t.each(m, [&](int i) { vnu[i] = V(0); });
+    // Lanes whose rows contradict each other get Farkas' proof, and out.solved is -1 there.
+    void certify(Verdict<Tm, V, U>& judge, Point<V>& out, T most) {
+        const auto wanted = contradiction > V(0);
+        if (!any(wanted)) return;
+        t.each(a.n, [&](int j) { rz[j] = V(0); });
+        t.each(a.m, [&](int i) { vnu[i] = V(0); });
         finish(rz, ray, vz, vnu);
-        V *force = judge.gd, size = V(0);
-        t.each(n, [&](int j) { force[j] = V(0); });
-        a.add_rows_t(t, ray, force);
-        if (m) t.gemv(n, m, a.A, n, vnu, force);
-        t.each(n, [&](int j) {
-            size = max(size, judge.dot_of_sizes(a.G + j, n, a.p, ray));
-            if (a.bounds) size = max(size, abs(ray[a.p + j]));
-        });
-        const V off = t.max(n, V(0), [&](int j) { return abs(force[j]); });
-        V value = V(0), terms = V(0);
-        const auto add = [&](V term) { value = value + term, terms = terms + abs(term); };
-        t.each(m, [&](int i) { add(a.b[i] * vnu[i]); });
-        x.each(t, [&](int k, int i, V sg) { add(x.on[k] * x.h[k] * max(sg * ray[i], V(0))); });
-        const auto proved = (contradiction > V(0)) & (off <= V(T(1e-10)) * size) & (terms <= V(most) * (-value)) & (value < V(0));
-        const V unit = V(-1) / select(proved, value, V(-1));
-        t.each(m, [&](int i) { out.nu[i] = select(proved, unit * vnu[i], out.nu[i]); });
-        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(proved, x.on[k] * unit * max(sg * ray[i], V(0)), out.lam[k]); });
-        out.solved = select(proved, V(-1), out.solved);
+        out.solved = select(judge.prove(wanted, ray, vnu, T(1e-10), most), V(-1), out.solved);
     }
 
     // The active rows of each lane, their factor, and the point there; found: 1 or 0.

@@ -260,12 +260,12 @@ struct Group {
 
     template <class Bad>
     void solve(Active<Tm, V, U>& system, Arena& work, Bad bad) {
-        Interior<Tm, V, U, Active<Tm, V, U>> judge(t, a, system, x, out);
+        Verdict<Tm, V, U> judge(t, a, x, out);
         judge.place(work);
         if (work.base) {
             system.run(judge, x, out, bad, count, T(g.tolerance));
             look_again(judge);
-            if (!mixed) system.certify(judge, x, out, most_terms());
+            if (!mixed) system.certify(judge, out, most_terms());
         }
         if constexpr (mixed) refine_in_double(system, work);
         if (work.base) store_answer();
@@ -281,7 +281,7 @@ struct Group {
         Point<double> point{};
         point.place(work, a.n, a.m, plan.rows(), plan.sides());
         const Solo<double> team;
-        Interior<Solo<double>, double, U, Active<Tm, V, U>> judge(team, data, system, sides, point);
+        Verdict<Solo<double>, double, U> judge(team, data, sides, point);
         judge.place(work);
         if (!work.base || out.solved > V(0) || !(system.found > V(0))) return;
         const auto copy = [&](auto* to, const auto* from, int items) {
