@@ -282,7 +282,7 @@ class Call {
 
     void choose(Method wanted, bool definite) {
         if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
-        else plan.method = definite && g.polish ? ACTIVE : cheapest_elimination(plan, definite);
+        else plan.method = definite && g.polish && !relaxed() ? ACTIVE : cheapest_elimination(plan, definite);
         if (!twice && plan.method != ACTIVE) plan.method = AUTO, plan.shared = false;
         // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
         const bool tiny = plan.n <= 16 && plan.rows() <= 32 && plan.m <= 16;
@@ -375,7 +375,7 @@ class Call {
                     if (twice && !solved && !valid(k)) reject(k);
                     const bool again = twice && !decided(status.of(k)[0]) && (plan.method != spare.method || plan.lanes > 1);
                     if (again) dispatch(spare, k, Arena(), Arena(work), task);
-                    if (good(status.of(k)[0]) && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
+                    if (good(status.of(k)[0]) && !relaxed() && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
                         status.of(k)[0] = NUMERICAL_ERROR;
                         if (flags) flags[k] = 0;
                     }
@@ -395,6 +395,8 @@ class Call {
         return unsolved;
     }
 
+    // Whether the point of a relaxed problem is asked for; its members have been solved before, so they are convex.
+    bool relaxed() const { return g.smoothing > 0; }
     static bool good(int32_t status) { return status == SOLVED || status == ROUGH; }
     // Whether nobody in the core needs to try again.
     static bool decided(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR; }

@@ -18,6 +18,7 @@ from torch import Tensor
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
 from optlayer.backends import reference
 from optlayer.backends.base import Adjoint
+from optlayer.call import relaxing
 from optlayer.point import FIELDS, Point
 from optlayer.problem import Problem, check
 
@@ -516,10 +517,11 @@ def test_any_backend_differentiates_a_point_of_the_reference(backend: str, famil
     "family", ["dense", "bounds_only", "rows_only", "linear_program", "infinite_entries", "weakly_active"]
 )
 @pytest.mark.parametrize("smoothing", [1e-1, 1e-3, 1e-6])
-def test_relaxed_point_has_the_complementarity_asked_for(family: str, smoothing: float) -> None:
-    case = FAMILIES[family](generate(0), torch.float64)
-    problem, settings = check(**case.data), Settings(gradient="smoothed", smoothing=smoothing)
-    point = reference.relax(problem, settings, reference.solve(problem, settings, False))
+def test_relaxed_point_has_the_complementarity_asked_for(backend: str, family: str, smoothing: float) -> None:
+    case = make(backend, family, torch.float64)
+    problem, settings = take(backend, case.data), Settings(gradient="smoothed", smoothing=smoothing)
+    engine = relaxing(backends.choose(problem, backend))
+    point = engine.relax(problem, settings, run(backend, case.data), False)
     found = kkt.residuals(problem, point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
     assert (found.primal <= 0).all() or (found.primal.abs() < 1e-9).all()
     assert (found.dual < 1e-8).all()
@@ -532,19 +534,20 @@ def test_relaxed_point_has_the_complementarity_asked_for(family: str, smoothing:
         assert (y[~real] == 0).all()
 
 
-def test_smoothed_derivative_is_that_of_the_relaxed_problem() -> None:
-    case = FAMILIES["dense"](generate(0), torch.float64)
+@pytest.mark.parametrize("keep", [True, False])
+def test_smoothed_derivative_is_that_of_the_relaxed_problem(backend: str, keep: bool) -> None:
+    case = make(backend, "dense", torch.float64)
     settings = dataclasses.replace(DEFAULT, gradient="smoothed", smoothing=1e-2)
+    engine = relaxing(backends.choose(take(backend, case.data), backend))
 
-    def relaxed(q: Tensor) -> Tensor:
+    def relaxed(q: Tensor) -> tuple[Problem, Point]:
         problem = check(**(case.data | {"q": q}))
-        return reference.relax(problem, settings, reference.solve(problem, settings, False)).z
+        return problem, engine.relax(problem, settings, reference.solve(problem, settings, False), keep)
 
     q = case.data["q"]
-    direction = torch.randn(q.shape, generator=generate(4), dtype=q.dtype)
-    change = (relaxed(q + 1e-5 * direction) - relaxed(q - 1e-5 * direction)) / 2e-5
-    problem = check(**case.data)
-    point = reference.relax(problem, settings, reference.solve(problem, settings, False))
+    direction = torch.randn(q.shape, generator=generate(4), dtype=q.dtype).to(q.device)
+    change = (relaxed(q + 1e-5 * direction)[1].z - relaxed(q - 1e-5 * direction)[1].z) / 2e-5
+    problem, point = relaxed(q)
     zeros = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
-    v = reference.kkt_solve(problem, settings, point, Adjoint(-direction, *zeros))
+    v = engine.kkt_solve(problem, settings, point, Adjoint(-direction, *zeros))
     torch.testing.assert_close(v.z, change, rtol=1e-6, atol=1e-7)

@@ -100,10 +100,10 @@ def test_layout_is_the_same_on_both_sides() -> None:
     core = cpu._core()
     assert isinstance(core, cpu.Core)
     library = ctypes.CDLL(str(core.path))
-    found = (ctypes.c_int64 * (3 + len(args.TENSORS)))()
+    found = (ctypes.c_int64 * (4 + len(args.TENSORS)))()
     library.optlayer_args_layout(found)
     numbers = 4 * len(args.NUMBERS)
-    wanted = [0, numbers - 4, numbers, *(numbers + 8 + 16 * i for i in range(len(args.TENSORS)))]
+    wanted = [0, numbers - 4, numbers, numbers + 8, *(numbers + 16 + 16 * i for i in range(len(args.TENSORS)))]
     assert list(found) == wanted
     assert core.path.name.startswith("core_")
 
@@ -124,6 +124,35 @@ def test_every_method_agrees_with_the_reference(kind: str, method: str) -> None:
     exact = reference.kkt_solve(problem, SETTINGS, wanted, upstream(found))
     for a, b in zip(v, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+@pytest.mark.parametrize("method", [method for method in args.METHODS if method != "active"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("smoothing", [1.0, 1e-2, 1e-5])
+def test_relaxed_points_are_those_of_the_reference(
+    kind: str, method: str, dtype: torch.dtype, smoothing: float, monkeypatch
+) -> None:
+    problem, settings = draw(6, **KINDS[kind], dtype=dtype), Settings(gradient="smoothed", smoothing=smoothing)
+    start = cpu.solve(problem, settings, False)
+    Q, *others = (x if x is None else x.double() for x in problem.tensors())
+    exactly = check(Diagonal(Q) if problem.form.diagonal else Q, *others)
+    wanted = reference.relax(exactly, settings, cpu.solve(exactly, settings, False), False)
+    r = upstream(wanted)
+    exact = reference.kkt_solve(exactly, settings, wanted, r)
+    r = Adjoint(*(x.to(dtype) for x in r))
+    monkeypatch.setattr(reference, "relax", None)  # the core does it by itself
+    with forced(method):
+        found = cpu.relax(problem, settings, start, True)
+        kept = cpu.kkt_solve(problem, settings, found, r)
+        anew = cpu.kkt_solve(problem, settings, Point.of(*found.fields()), r)
+    tolerance = 1e-7 if dtype == F64 else 2e-5
+    assert torch.equal(found.status, start.status)
+    for name in ("z", "s", "lam", "nu", "lam_lb", "lam_ub"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), rtol=tolerance, atol=tolerance)
+    for v in (kept, anew):
+        for a, b in zip(v, exact, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=50 * tolerance, atol=50 * tolerance)
 
 
 @every_kind

@@ -423,7 +423,7 @@ def test_fixed_variables_follow_their_bounds(backend: str) -> None:
 
 def relaxed(data: dict[str, Tensor], settings: Settings) -> list[Tensor]:
     problem = check(**data)
-    point = reference.relax(problem, settings, reference.solve(problem, settings, False))
+    point = reference.relax(problem, settings, reference.solve(problem, settings, False), False)
     return [x.squeeze(0) for x in point.fields()[:6]]
 
 

@@ -52,26 +52,29 @@ class Call:
     def solve(self, tensors: Sequence[Tensor | None], keep_factor: bool) -> tuple[Tensor, ...]:
         """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
         problem = self.problem(tensors)
-        point = self.backend(problem).solve(problem, self.settings, keep_factor and not self.smoothed)
+        engine = self.backend(problem)
+        point = engine.solve(problem, self.settings, keep_factor and not self.smoothed)
         self.unsolved = point.unsolved
         if self.check and failed(point):
             raise SolveError(Solution(problem, point))
         if not self.smoothed:
             return point.tensors()
-        relaxed = _reference().relax(problem, self.settings, point)
-        return (*point.tensors()[: VALUES + VERDICT], *relaxed.tensors()[:VALUES])
+        relaxed = relaxing(engine).relax(problem, self.settings, point, keep_factor)
+        return (*point.tensors()[: VALUES + VERDICT], *relaxed.tensors()[:VALUES], *relaxed.factor)
 
     def kkt_solve(self, tensors: Sequence[Tensor | None], point: Point, rhs: Adjoint) -> Adjoint:
         """v = M r at the point."""
         problem = self.problem(tensors)
-        engine = _reference() if self.smoothed else self.backend(problem)
+        engine = self.backend(problem)
+        if self.smoothed:
+            engine = relaxing(engine)
         return engine.kkt_solve(problem, self.settings, point, rhs)
 
     def pullback(
         self, tensors: Sequence[Tensor | None], point: Point, grad_z: Tensor, need: Sequence[bool]
     ) -> list[Tensor | None] | None:
         """Gradients of the tensors by the backend's own function, if it has one."""
-        engine: Any = None if self.smoothed else self.engine
+        engine: Any = self.engine
         if not hasattr(engine, "pullback"):
             return None
         found: list[Tensor | None] = engine.pullback(self.problem(tensors), self.settings, point, grad_z, need)
@@ -107,8 +110,10 @@ class Call:
         return args[:8], point, Adjoint(*args[end:])
 
 
-def _reference() -> Any:
-    """The reference backend, which alone knows relaxed points; loaded at first use."""
+def relaxing(engine: Any) -> Any:
+    """The backend, if it knows relaxed points, or else the reference; loaded at first use."""
+    if hasattr(engine, "relax"):
+        return engine
     from optlayer.backends import reference
 
     return reference

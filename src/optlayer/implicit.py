@@ -90,13 +90,13 @@ def pullback(
     """Gradients of the tensors (where `need`) from those of the outputs: eq. 8."""
     point = call.point(outputs)
     g_z, g_rest = upstream[:VALUES]
+    if call.smoothed:  # the relaxed point is an output as well, used by second derivatives
+        relaxed_z, relaxed_rest = upstream[VALUES + VERDICT : call.fields]
+        g_z, g_rest = _sum(g_z, relaxed_z), _sum(g_rest, relaxed_rest)
     if g_rest is None and g_z is not None and len(point.z) and call.eager():
         fused = call.pullback(tensors, point, g_z, need)
         if fused is not None:
             return fused
-    if call.smoothed:  # the relaxed point is an output as well, used by second derivatives
-        relaxed_z, relaxed_rest = upstream[VALUES + VERDICT : call.fields]
-        g_z, g_rest = _sum(g_z, relaxed_z), _sum(g_rest, relaxed_rest)
     solved = _solved(point)
     if solved is not None:
         g_z, g_rest = (None if g is None else torch.where(solved, g, 0.0) for g in (g_z, g_rest))

@@ -125,7 +125,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     columns = (call.form.n, sum(call.form.widths))
     values = [q.new_empty(batch, width) for width in columns]
     verdict = (q.new_empty(batch, 2, dtype=torch.int32), q.new_empty(batch, 3))
-    size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] and not call.smoothed else 0
+    size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] else 0
     relaxed = [q.new_empty(batch, width) if call.smoothed else q.new_empty(0) for width in columns]
     return (*values, *verdict, q.new_empty(size, dtype=torch.uint8), *relaxed)
 
@@ -139,9 +139,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 def _outputs(call: Call, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Outputs of the operator as those of Call.solve."""
     at = VALUES + VERDICT
-    if call.smoothed:
-        return (*flat[:at], *flat[at + 1 :])
-    return (*flat[:at], flat[at])
+    return (*flat[:at], *flat[at + 1 : at + 1 + VALUES * call.smoothed], flat[at])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

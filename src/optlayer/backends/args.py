@@ -14,7 +14,7 @@ from optlayer.problem import Problem
 
 NUMBERS = (
     "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
-)  # int32 each, then `tolerance` as a double
+)  # int32 each, then `tolerance` and `smoothing` as doubles
 TENSORS = (
     "Q", "q", "G", "h", "A", "b", "lb", "ub",
     "z", "s", "lam", "nu", "lam_lb", "lam_ub",
@@ -26,15 +26,17 @@ TENSORS = (
 ROUGH = 7  # a status within the core: solved, but better can be hoped for
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
-_FORMAT = struct.Struct(f"={len(NUMBERS)}id{2 * len(TENSORS)}q")
+_FORMAT = struct.Struct(f"={len(NUMBERS)}i2d{2 * len(TENSORS)}q")
 SIZE = _FORMAT.size
 _Buffer = ctypes.c_char * SIZE
 
 
-def pack(numbers: Sequence[int], tolerance: float, tensors: Sequence[int]) -> ctypes.Array[ctypes.c_char]:
+def pack(
+    numbers: Sequence[int], tolerance: float, tensors: Sequence[int], smoothing: float = 0.0
+) -> ctypes.Array[ctypes.c_char]:
     """Args with `numbers` and address-stride pairs `tensors` in the order of NUMBERS and TENSORS."""
     buffer = _Buffer()
-    _FORMAT.pack_into(buffer, 0, *numbers, tolerance, *tensors)
+    _FORMAT.pack_into(buffer, 0, *numbers, tolerance, smoothing, *tensors)
     return buffer
 
 

@@ -30,8 +30,9 @@ class Adjoint(NamedTuple):
 class Backend(Protocol):
     """A module with these names is a backend.
 
-    It may have a third function, `pullback` (see cpu.py): `kkt_solve` and the products of eq. 8 in one, where only z
-    has a gradient. implicit.py does the same by torch's operations.
+    It may have two more (see cpu.py): `pullback`, which is `kkt_solve` and the products of eq. 8 where only z has a
+    gradient (otherwise torch's operations do that, in implicit.py); and `relax`, for the smoothed gradient (otherwise
+    the reference backend does that).
     """
 
     name: str

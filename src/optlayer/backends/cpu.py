@@ -107,11 +107,14 @@ def refuses(problem: Problem) -> str | None:
 
 
 class _Call:
-    """Args of one problem: data and settings; the tensors of the answer are added to them."""
+    """Args of one problem: data and settings; the tensors of the answer are added to them.
 
-    __slots__ = ("batch", "data", "keep", "numbers", "tolerance")
+    `smoothed`: about the relaxed problem, if the settings have one.
+    """
 
-    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool) -> None:
+    __slots__ = ("batch", "data", "keep", "numbers", "smoothing", "tolerance")
+
+    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool = True) -> None:
         form = problem.form
         single = form.dtype is torch.float32
         self.keep: list[Tensor] = []
@@ -122,9 +125,10 @@ class _Call:
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        self.smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
 
     def pack(self, tensors: list[int]) -> ctypes.Array[ctypes.c_char]:
-        return args.pack(self.numbers, self.tolerance, self.data + tensors)
+        return args.pack(self.numbers, self.tolerance, self.data + tensors, self.smoothing)
 
     def pack_adjoint(self, point: Point, rhs: list[int], v: Tensor) -> ctypes.Array[ctypes.c_char]:
         """With a point, the right-hand side's places, and v, whose parts lie side by side."""
@@ -141,7 +145,7 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member; what the core neither solves nor refutes, the reference backend tries."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, keep_factor)
+    call = _Call(problem, settings, keep_factor, smoothed=False)
     point = args.empty_point(problem, call.batch)
     point.unsolved = 0
     if call.batch:
@@ -154,6 +158,30 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     elif keep_factor:
         point.factor = (torch.empty(0, dtype=torch.uint8),)
     return point
+
+
+def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
+    """The relaxed point of the members that are solved; what the core cannot relax, the reference backend does."""
+    core = _core()
+    assert isinstance(core, Core)
+    call = _Call(problem, settings, keep_factor)
+    relaxed = args.empty_point(problem, call.batch)
+    if not call.batch:
+        return relaxed
+    packed = call.pack(args.place_point(call.keep, relaxed) + _NO_ADJOINT)
+    left = _or_memory_error(core.solve(packed), problem)
+    if keep_factor:
+        relaxed.factor = (_adopt(core, *args.factor(packed)),)
+    if left:
+        rest = relaxed.status != int(Status.SOLVED)
+        relaxed.take(rest, Point.of(*(x[rest] for x in point.fields())))
+        members = (rest & (point.status == int(Status.SOLVED))).nonzero().flatten()
+        if len(members):
+            from optlayer.backends import reference
+
+            at = Point.of(*(x[members] for x in point.fields()))
+            relaxed.take(members, reference.relax(problem.select(members), settings, at, False))
+    return relaxed
 
 
 def _or_memory_error(left: int, problem: Problem) -> int:

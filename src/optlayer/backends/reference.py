@@ -618,8 +618,8 @@ def _nothing(problem: _Standard, status: Tensor) -> _Answer:
     return _Answer(z, s, lam, nu, lam_lb.scatter(-1, worst, unit), lam_ub.scatter(-1, worst, unit))
 
 
-def relax(problem: Problem, settings: Settings, point: Point) -> Point:
-    """The point of the central path with lam∘s = settings.smoothing on every finite side, where solved."""
+def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
+    """The point of the central path with lam∘s = settings.smoothing on every finite side, where solved; no factor."""
     standard = _standard(problem)
     members = (point.status == int(Status.SOLVED)).nonzero().flatten()
     values = [x.clone() for x in point.fields()]

@@ -28,6 +28,7 @@ struct Args {
     int32_t polish;
     int32_t keep;            // keep the factorisation for the derivative
     double tolerance;
+    double smoothing;        // 0: the solution; else the point of the central path where lam∘s is this (CPU only)
     Tensor Q, q, G, h, A, b, lb, ub;
     Tensor z, s, lam, nu, lam_lb, lam_ub;                      // the solution (adjoint: in)
     Tensor status, iterations, primal_residual, dual_residual, gap;

@@ -22,41 +22,50 @@ struct Interior : Verdict<Tm, V, U> {
         dnu = w.take<V>(a.m);
     }
 
-    // Mehrotra's loop over the lanes that are live; leaves s, lam and the system's variables at the last point.
+    // Mehrotra's loop over the lanes that are live, until lam∘s = aim (0: as small as the tolerance says); leaves s, lam and
+    // the system's variables at the last point.
     template <class M>
-    OPTLAYER_CALL void loop(M live, T tolerance, int iterations) {
+    OPTLAYER_CALL void loop(M live, T tolerance, int iterations, V aim = V(0)) {
+        const bool aimed = any(aim > V(0));
         const V tol = V(tolerance);
+        V settled = V(0);  // iterations near the aim, where Newton's method doubles the digits
+        V bold = V(1);     // 0 after a short step: back to the middle first, and no second order
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
-            V infeasible = V(0), mu = V(0);
+            V infeasible = V(0), mu = V(0), far = V(0);
             t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
                 x.r[k] = x.on[k] * (fma(sg, x.v[i], x.s[k]) - x.h[k]);
                 infeasible = max(infeasible, abs(x.r[k]) * x.d[i]);
                 mu = fma(x.s[k], x.lam[k], mu);
+                far = max(far, x.on[k] * abs(fma(x.s[k], x.lam[k], -aim)));
             });
-            t.largest(infeasible), t.total(mu);
+            t.largest(infeasible), t.total(mu), t.largest(far);
             mu = mu / max(x.count, V(1));
             // condensed systems lose digits of stationarity as s/lam spreads; the polish and the verdict see to them
-            const auto done = (infeasible <= V(T(100)) * tol * system.unit) & (mu <= tol * system.unit * system.unit_dual)
-                            & (system.stationarity <= V(T(1e-4)));
-            live = live & !done & (mu >= V(0));
+            const auto feasible = infeasible <= V(T(100)) * tol * system.unit;
+            auto done = feasible & (mu <= tol * system.unit * system.unit_dual) & (system.stationarity <= V(T(1e-4)));
+            if (aimed) {
+                done = feasible & (far <= V(T(1e-9)) * aim) & (system.stationarity <= tol);
+                settled = select(far <= V(T(1e-3)) * aim, settled + V(1), V(0));
+            }
+            live = live & !done & (mu >= V(0)) & (settled < V(6));
             if (!any(live)) return;
             out.iterations = select(live, out.iterations + V(1), out.iterations);
 
-            // predictor: aim at s∘lam = 0
+            // predictor: go for the aim
             x.each(t, [&](int k, int i, V sg) {
                 const V w = V(1) / x.s[k];
                 x.c[k] = w;
                 x.D[i] = fma(x.lam[k], w, x.D[i]);
-                x.e[i] = fma(sg, x.lam[k] * (fma(x.r[k], w, V(-1))), x.e[i]);  // (lam r - s lam) / s
+                x.e[i] = fma(sg, fma(x.on[k] * aim, w, x.lam[k] * fma(x.r[k], w, V(-1))), x.e[i]);  // (lam r - s lam + aim) / s
             });
             system.factor(x.D);
             system.direction(x.e, x.dy, x.dt);
             V step = V(1);
             x.each(t, [&](int k, int i, V sg) {
                 const V ds = -x.r[k] - sg * x.dt[i];
-                const V dl = -x.lam[k] - x.lam[k] * x.c[k] * ds;
+                const V dl = fma(x.on[k] * aim, x.c[k], -x.lam[k] - x.lam[k] * x.c[k] * ds);
                 x.ds[k] = ds, x.dlam[k] = dl;
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
             });
@@ -65,12 +74,13 @@ struct Interior : Verdict<Tm, V, U> {
             x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(step, x.dlam[k], x.lam[k]), after); });
             t.total(after);
             V sigma = after / max(x.count, V(1)) / max(mu, V(T(1e-37)));
-            sigma = min(sigma * sigma * sigma, V(1));
+            sigma = max(min(sigma * sigma * sigma, V(1)), V(T(0.5)) * (V(1) - bold));
 
             // corrector: aim at s∘lam = sigma mu, second order included
+            const V centre = max(sigma * mu, aim);
             t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
-                const V target = x.on[k] * fma(x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -(sigma * mu)));
+                const V target = x.on[k] * fma(bold * x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -centre));
                 x.ds[k] = target;
                 x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -target) * x.c[k], x.e[i]);
             });
@@ -95,6 +105,7 @@ struct Interior : Verdict<Tm, V, U> {
             });
             system.advance(live, step, x.dy);
             live = live & (step > V(T(1e-8)));  // no way forward: another method must try
+            bold = select(step > V(T(0.1)), V(1), V(0));
         }
     }
 
@@ -180,33 +191,53 @@ struct Interior : Verdict<Tm, V, U> {
         });
     }
 
+    void start() {
+        out.iterations = x.count = V(0);
+        x.each(t, [&](int k, int, V) {
+            x.count = x.count + x.on[k];
+            x.active[k] = V(0);
+        });
+        t.total(x.count);
+        system.start(x);
+    }
+
+#ifndef __CUDACC_RTC__
+    // The relaxed problem: lam∘s = aim on every side, and the weights of its derivative.
+    void relax(T complementarity, int iterations) {
+        const V aim = V(complementarity);
+        const auto all = V(0) <= V(0);
+        start();
+        loop(all, T(1e-13), iterations, aim);
+        take_interior(all);
+        weigh_interior(all);
+        system.factor(x.D);
+        V far = V(0);
+        x.each(t, [&](int k, int, V) { far = max(far, x.on[k] * abs(fma(out.s[k], out.lam[k], -aim))); });
+        Base::wanted_gap = x.count * aim;
+        out.solved = select((judge() <= V(T(1e-9))) & (far <= V(T(1e-6)) * aim), V(1), V(0));
+    }
+#endif
+
     void run(T tolerance, int iterations, bool with_polish) {
         constexpr bool twice = sizeof(T) == 8;
         const V exact = V(twice ? tolerance * T(1e-2) : tolerance * T(0.1));
         const V zero = V(0);
         auto open = zero <= zero;
-        out.iterations = zero;
-        x.count = zero;
-        x.each(t, [&](int k, int, V) {
-            x.count = x.count + x.on[k];
-            x.active[k] = zero;
-        });
-        t.total(x.count);
-        system.start(x);
+        start();
         // Stop early and polish; where the active set was not yet right, go on and try again.
         const T stages[] = {T(twice ? 1e-6 : 1e-4), T(twice ? 1e-10 : 1e-6), T(twice ? 1e-14 : 1e-7)};
-        for (int stage = with_polish ? 0 : 2; stage < 3 && any(open); ++stage) {
+        for (int stage = 0; with_polish && stage < 3 && any(open); ++stage) {
             loop(open, stages[stage], iterations);
             take_interior(open);
-            if (with_polish) {
-                const auto wanted = open;
-                t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
-                polish(wanted, twice ? 3 : 2);
-                open = wanted & !(judge() <= exact);
-                t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
-            }
+            const auto wanted = open;
+            t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
+            polish(wanted, twice ? 3 : 2);
+            open = wanted & !(judge() <= exact);
+            t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
         }
-        if (any(open)) {  // no active set could be confirmed: the interior point as it is
+        // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
+        if (!with_polish) loop(open, T(twice ? 1e-12 : 1e-6), iterations, V(T(0.1) * tolerance) / max(x.count, V(1)));
+        if (any(open)) {  // no active set was confirmed: the interior point as it is
             take_interior(open);
             weigh_interior(open);
             system.factor(x.D);

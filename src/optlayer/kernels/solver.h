@@ -243,6 +243,13 @@ struct Group {
         Interior<Tm, V, U, System> ip(t, a, system, x, out);
         ip.place(work);
         if (!work.base) return;
+#ifndef __CUDACC_RTC__
+        if (g.smoothing > 0) {
+            ip.relax(T(g.smoothing), g.max_iterations);
+            out.solved = select(bad, V(0), out.solved);
+            return store_answer();
+        }
+#endif
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         out.solved = select(bad, V(0), out.solved);
         int32_t proof = 0;
@@ -434,6 +441,8 @@ struct Group {
                 if (up) return ub ? max(ub.of(mem)[j] - z, T(0)) : T(1);
                 return lb ? max(z - lb.of(mem)[j], T(0)) : T(1);
             });
+        if (g.smoothing > 0)  // more exact than differences of rounded numbers
+            t.each(S, [&](int k) { s[k] = select(lam[k] > V(0), V(T(g.smoothing)) / lam[k], s[k]); });
         if (rebuild) {  // weights from the point alone
             zero(x.D, R);
             x.each(t, [&](int k, int i, V) {

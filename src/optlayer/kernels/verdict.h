@@ -25,6 +25,7 @@ struct Verdict {
     Point<V>& out;
     using T = scalar_of<V>;
     V *gd, *gp, *dz, *row;  // residuals of stationarity and of A z = b; scratch
+    V wanted_gap = V(0);    // of a relaxed problem
 
     Verdict(const Tm& team, const Data<V, U>& data, Sides<V>& sides, Point<V>& point)
         : t(team), a(data), x(sides), out(point) {}
@@ -86,7 +87,7 @@ struct Verdict {
         });
         t.largest(out.primal), t.largest(off), t.total(hlam);
         rel = max(rel, off);
-        out.gap = abs(zQz + qz + bnu + hlam);
+        out.gap = abs(zQz + qz + bnu + hlam - wanted_gap);
         rel = max(rel, fma(hidden, V(T(6e-8)), out.gap) / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
         return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
     }
