@@ -152,7 +152,7 @@ def test_relaxed_points_are_those_of_the_reference(
         torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), rtol=tolerance, atol=tolerance)
     for v in (kept, anew):
         for a, b in zip(v, exact, strict=True):
-            torch.testing.assert_close(a.double(), b, rtol=50 * tolerance, atol=50 * tolerance)
+            torch.testing.assert_close(a.double(), b, rtol=10 * tolerance, atol=10 * tolerance)
 
 
 @every_kind

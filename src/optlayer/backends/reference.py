@@ -675,6 +675,8 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     calm = _Standard(*(torch.where(solved if x.dim() == 2 else solved.unsqueeze(-1), x, 0.0) for x in standard))
     scaled, lam, s = _at(problem, calm, point)
     lam, s = torch.where(solved, lam, 0.0), torch.where(solved, s, 1.0)
+    if settings.gradient == "smoothed":  # more exact than differences of rounded numbers; 0 where lb = ub
+        s = torch.where((lam > 0) & (s > 0), settings.smoothing * scaled.cost / lam, s)
     system = _System(scaled, lam, s, point.factor)
     r_z, r_nu = _wide(rhs.z, standard.q), _wide(rhs.nu, standard.b)
     r_y = _sides(standard, rhs.lam, rhs.lam_lb, rhs.lam_ub)

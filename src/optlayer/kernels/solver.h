@@ -441,8 +441,8 @@ struct Group {
                 if (up) return ub ? max(ub.of(mem)[j] - z, T(0)) : T(1);
                 return lb ? max(z - lb.of(mem)[j], T(0)) : T(1);
             });
-        if (g.smoothing > 0)  // more exact than differences of rounded numbers
-            t.each(S, [&](int k) { s[k] = select(lam[k] > V(0), V(T(g.smoothing)) / lam[k], s[k]); });
+        if (g.smoothing > 0)  // more exact than differences of rounded numbers; 0 where lb = ub
+            t.each(S, [&](int k) { s[k] = select((lam[k] > V(0)) & (s[k] > V(0)), V(T(g.smoothing)) / lam[k], s[k]); });
         if (rebuild) {  // weights from the point alone
             zero(x.D, R);
             x.each(t, [&](int k, int i, V) {
