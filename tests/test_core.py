@@ -126,6 +126,36 @@ def test_every_method_agrees_with_the_reference(kind: str, method: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("definite", [True, False])
+@pytest.mark.parametrize("objective", [1e-6, 1.0, 1e6])
+def test_units_do_not_matter(definite: bool, objective: float, monkeypatch) -> None:
+    """Variables, rows and the objective in units that differ by six orders of magnitude: the same answers by the core."""
+    problem = draw(3, n=20, m=4, p=12, bounds=True)
+    g = torch.Generator().manual_seed(1)
+    Q, q, G, h, A, b, lb, ub = problem.tensors()
+    if not definite:
+        L = torch.randn(9, 20, 8, generator=g, dtype=F64)
+        Q = L @ L.mT
+    z, rows, equations = (10 ** (6 * torch.rand(size, generator=g, dtype=F64) - 3) for size in (20, 12, 4))
+    wanted = cpu.solve(check(Q, q, G, h, A, b, lb, ub), SETTINGS, True)
+    monkeypatch.setattr(reference, "solve", None)
+    monkeypatch.setattr(reference, "kkt_solve", None)
+    scaled = check(
+        objective * Q * z * z.unsqueeze(-1), objective * q * z, G * z * rows.unsqueeze(-1), h * rows,
+        A * z * equations.unsqueeze(-1), b * equations, lb / z, ub / z,
+    )  # fmt: skip
+    found = cpu.solve(scaled, SETTINGS, True)
+    assert (found.status == int(Status.SOLVED)).all()
+    torch.testing.assert_close(found.z * z, wanted.z, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.lam * rows / objective, wanted.lam, rtol=1e-5, atol=1e-5)
+    r = upstream(wanted)
+    v = cpu.kkt_solve(check(Q, q, G, h, A, b, lb, ub), SETTINGS, wanted, r)
+    w = cpu.kkt_solve(scaled, SETTINGS, found, r._replace(
+        z=objective * r.z * z, lam=r.lam * rows, nu=r.nu * equations, lam_lb=r.lam_lb / z, lam_ub=r.lam_ub / z,
+    ))  # fmt: skip
+    torch.testing.assert_close(w.z * z, v.z, rtol=1e-5, atol=1e-5)
+
+
 @every_kind
 @pytest.mark.parametrize("method", [method for method in args.METHODS if method != "active"])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])

@@ -45,23 +45,25 @@ struct ActiveFactors {
     auto prepare(const Tm& t, const D& a) {
         using T = scalar_of<U>;
         const int R = rows(), S = stored();
-        // float: what is not well conditioned is left to double
-        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4));
+        // A pivot is safe where it is not small beside the entry it came from: units of variables and rows do not matter.
+        // What is far below the largest entry may be rounding of zero. float: what is not well conditioned is left to double.
+        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4)), zero = U(sizeof(T) == 8 ? T(1e-18) : T(1e-8));
+        const auto pivot = [](U inverse) { return U(1) / (inverse * inverse); };
         t.transpose(n, p, a.G, n, X, S);
         t.transpose(n, m, a.A, n, B, m);
         auto bad = U(0) > U(1);  // no lane
         if (diagonal_Q) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
             const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
-            bad = !(least > (sizeof(T) == 8 ? U(T(1e-14)) : safe) * top);  // (in double: scaling loses nothing)
+            bad = !(least > zero * top);
             t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
             t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * S + i] = X[size_t(j) * S + i] * iL[j]; });
             t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
         } else {
             t.each_lower(n, [&](int i, int j) { L[size_t(j) * n + i] = a.Q[size_t(j) * n + i]; });
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[size_t(j) * n + j]); });
-            bad = t.cholesky(n, L, n, iL, safe * top);
-            bad = bad | !(top > U(0));
+            bad = t.cholesky(n, L, n, iL, zero * top);
+            bad = bad | !(t.min(n, U(1), [&](int j) { return pivot(iL[j]) / a.Q[size_t(j) * n + j]; }) > safe);
             if (all(bad)) return bad;
             if (p) t.trsm_right(p, n, X, S, L, n, iL);
             if (m) t.trsm_right(m, n, B, m, L, n, iL);
@@ -71,8 +73,8 @@ struct ActiveFactors {
             t.each_pair(m, m, [&](int i, int j) { LA[size_t(j) * m + i] = U(0); });
             t.update_lower(m, n, LA, m, B, m, B, m);
             t.each_lower(m, [&](int i, int j) { LA[size_t(j) * m + i] = -LA[size_t(j) * m + i]; });
-            const U top = t.max(m, U(0), [&](int j) { return LA[size_t(j) * m + j]; });
-            bad = bad | t.cholesky(m, LA, m, iLA, safe * top);
+            bad = bad | t.cholesky(m, LA, m, iLA, U(0));
+            bad = bad | !(t.min(m, U(1), [&](int i) { return pivot(iLA[i]) / t.sum(n, [&](int j) { return B[size_t(j) * m + i] * B[size_t(j) * m + i]; }); }) > safe);
             t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = U(0); });
             if (p) t.update(p, m, n, E, R, X, S, B, m);
             if (!diagonal_Q && bounds)

@@ -454,28 +454,31 @@ struct Group {
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
         const V nan = V(huge<T>() * T(2) - huge<T>() * T(2));
-        V left = V(0), right = V(0);  // the residual before the last round, and before the first
-        auto going = left <= right;
-        auto size = [&](const V* z, const V* nu, const V* k) {
-            V top = t.max(n, V(0), [&](int j) { return abs(z[j]); });
-            top = t.max(m, top, [&](int i) { return abs(nu[i]); });
-            return t.max(S, top, [&](int i) { return abs(k[i]); });
-        };
+        // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
+        // to them, so that the units of the objective do not matter.
+        auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
+        auto relative = [](V residual, V terms) { return residual / select(terms > V(0), terms, V(1)); };
+        V force = size(n, rz), move = max(size(m, rnu), size(S, rk));
+        V left = V(0);  // the residual before the last round
+        auto going = left <= V(0);
         for (int round = 0; round < most; ++round) {
             zero(vy, R);
             x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
             zero(gz, n);
             if (round) {
                 a.add_Qz(t, vz, gz);
+                force = max(force, size(n, gz));
                 a.add_rows_t(t, vy, gz);
                 if (m) t.gemv(n, m, a.A, n, vnu, gz);
             }
             t.each(n, [&](int j) { gz[j] = rz[j] - gz[j]; });
             zero(gnu, m);
             if (m && round) t.gemv_t(n, m, a.A, n, vz, gnu);
+            move = max(move, size(m, gnu));
             t.each(m, [&](int i) { gnu[i] = rnu[i] - gnu[i]; });
             zero(vt, R);
             if (round) a.rows_times(t, vz, vt);
+            move = max(move, size(R, vt));
             zero(x.e, R);
             x.each(t, [&](int k, int i, V sg) {
                 const V soft = select(lam[k] > V(0), s[k] / max(lam[k], V(T(1e-37))), V(0));
@@ -483,8 +486,10 @@ struct Group {
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
-            const V now = size(gz, gnu, rho);
-            if (round == 0) right = now;
+            const V now = max(relative(size(n, gz), force), relative(max(size(m, gnu), size(S, rho)), move));
+            const auto exact = going & (now <= V(T(sizeof(T) == 8 ? 1e-14 : 1e-7)));
+            left = select(exact, now, left);
+            going = going & !exact;
             if (round >= least) going = going & (now < V(T(0.5)) * left);
             if (!any(going)) break;
             left = select(going, now, left);
@@ -494,7 +499,7 @@ struct Group {
             x.each(t, [&](int k, int i, V sg) { vk[k] = select(going, fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]), vk[k]); });
         }
         // refinement that does not converge is no answer: a mark, for who can do better
-        const auto converged = left <= V(T(sizeof(T) == 8 ? 1e-9 : 1e-2)) * right;
+        const auto converged = left <= V(T(sizeof(T) == 8 ? 1e-9 : 1e-2));
         t.one([&] { vz[0] = select(converged, vz[0], nan); });
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
