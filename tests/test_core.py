@@ -126,10 +126,37 @@ def test_every_method_agrees_with_the_reference(kind: str, method: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("equations", [0, 1, 7])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_few_variables_between_their_bounds(equations: int, shared: bool, dtype: torch.dtype) -> None:
+    """As in a sparse portfolio: most variables at a bound, found from Q over the others (pivoting.h)."""
+    n, batch = 160, 5
+    g = torch.Generator().manual_seed(equations)
+    factors = torch.randn(*(() if shared else (batch,)), n, 20, generator=g, dtype=F64)
+    Q = factors @ factors.mT / 20 + 1e-2 * torch.eye(n, dtype=F64)
+    A = torch.cat([torch.ones(1, n, dtype=F64), torch.randn(6, n, generator=g, dtype=F64)])[:equations]
+    b = torch.cat([torch.ones(1, dtype=F64), 0.1 * torch.randn(6, generator=g, dtype=F64)])[:equations]
+    problem = check(
+        Q.to(dtype), -torch.rand(batch, n, generator=g, dtype=F64).to(dtype),
+        A=A.to(dtype) if equations else None, b=b.to(dtype) if equations else None,
+        lb=torch.zeros(n, dtype=dtype), ub=torch.full((n,), 0.1, dtype=dtype),
+    )  # fmt: skip
+    wanted, found = reference.solve(problem, SETTINGS, True), cpu.solve(problem, SETTINGS, True)
+    assert (found.status == int(Status.SOLVED)).all()
+    assert ((found.lam_lb > 0) | (found.lam_ub > 0)).sum() > 0.6 * n * batch
+    assert equations > 1 or (found.iterations < 40).all()
+    tolerance = 1e-7 if dtype == F64 else 1e-4
+    torch.testing.assert_close(found.z, wanted.z, rtol=tolerance, atol=tolerance)
+    r = upstream(wanted)
+    v, exact = cpu.kkt_solve(problem, SETTINGS, found, r), reference.kkt_solve(problem, SETTINGS, wanted, r)
+    torch.testing.assert_close(v.z, exact.z, rtol=100 * tolerance, atol=100 * tolerance)
+
+
 @pytest.mark.parametrize("definite", [True, False])
 @pytest.mark.parametrize("objective", [1e-6, 1.0, 1e6])
 def test_units_do_not_matter(definite: bool, objective: float, monkeypatch) -> None:
-    """Variables, rows and the objective in units that differ by six orders of magnitude: the same answers by the core."""
+    """Variables, rows and the objective in units up to a million apart: the same answers, by the core."""
     problem = draw(3, n=20, m=4, p=12, bounds=True)
     g = torch.Generator().manual_seed(1)
     Q, q, G, h, A, b, lb, ub = problem.tensors()

@@ -47,7 +47,7 @@ struct ActiveFactors {
         const int R = rows(), S = stored();
         // A pivot is safe where it is not small beside the entry it came from: units of variables and rows do not matter.
         // What is far below the largest entry may be rounding of zero. float: what is not well conditioned is left to double.
-        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4)), zero = U(sizeof(T) == 8 ? T(1e-18) : T(1e-8));
+        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4)), zero = U(sizeof(T) == 8 ? T(1e-18) : T(1e-4));
         const auto pivot = [](U inverse) { return U(1) / (inverse * inverse); };
         t.transpose(n, p, a.G, n, X, S);
         t.transpose(n, m, a.A, n, B, m);
@@ -379,8 +379,10 @@ struct Active {
         Columns<T> c;
         c.rows = a.rows(), c.n = a.n, c.m = a.m, c.left = own;
         if constexpr (!is_pack<U>) {
-            if (f.whole) c.M = f.M, c.N = f.N;
-            else {
+            if (f.whole) {
+                c.M = f.M, c.N = f.N;
+                if (a.p == 0 && a.bounds && !a.diagonal) c.Q = a.Q, c.A = a.A;
+            } else {
                 c.X = f.X, c.E = f.E, c.diagonal = f.diagonal;
                 if (f.diagonal_Q) c.spread = f.iL;
                 c.first_spread = f.p;
@@ -443,7 +445,7 @@ struct Active {
                 ok = d.guess(M);
                 if (!ok) t.each(R, [&](int i) { d.v[i] = d.v0[i], d.y[i] = T(0); }), d.k = 0, d.inverted = false;
             }
-            ok = ok || d.solve(M, 10 * (R + 10));
+            ok = ok || d.solve(M, R + 200);  // (the interior point is quicker than more)
             set_lane(out.iterations, l, T(d.pivots));
             if (!ok) {
                 if (d.refuted < 0) continue;

@@ -10,6 +10,8 @@
 // wrong rows at once (block pivoting, Júdice & Pires 1994): few factorisations when it converges, else it gives up.
 // Where most rows are active and N = M⁻¹ is at hand, it factors N over the others instead: with r = v - limit,
 //     y = N (r - x),  x = 0 on active rows,  y = 0 on the others:   N_oo x_o = (N r)_o,   and v_o = limit + x_o.
+// Where the rows are the variables themselves, M is the inverse of Q within A z = const, and what is free follows from Q:
+//     y = Q d - A'mu,  d = v0 - v,  y_o = 0,  A d = 0.
 #pragma once
 #include "dense.h"
 
@@ -21,6 +23,7 @@ struct Columns {
     int rows = 0, n = 0, m = 0;
     const T *M = nullptr, *X = nullptr, *E = nullptr, *diagonal = nullptr;  // column-major, leading dimension `rows`
     const T* N = nullptr;       // M⁻¹
+    const T *Q = nullptr, *A = nullptr;  // where the rows are the variables: Q (dense), A (n×m)
     const T* spread = nullptr;  // diagonal part of X of the rows from `first_spread`: X(first + j, j) = spread(j)
     int first_spread = 0;
     T* left = nullptr;          // scratch of n + m
@@ -172,17 +175,18 @@ struct Pivoting {
     bool guess(const Columns<T>& M) {
         for (int i = 0; i < rows; ++i) state[i] = 0;
         int best = rows + 1, patience = 3;
-        bool ready = false;  // N r
+        bool ready = false, cheap = false;  // N r; the last step was exchange_free
         for (;;) {
             const int wrong = revise();
-            if (!wrong) return true;
-            if (wrong < best) best = wrong, patience = 3;
+            if (!wrong) return !cheap || exchange(M);  // (for its factor)
+            if (wrong < best) best = wrong, patience = cheap ? 10 : 3;
             else if (patience-- == 0) return false;
             ++pivots;
             if (!choose()) return false;
             inverted = M.N && most == rows && 2 * k > rows && (ready || limits(M));
             if (inverted) ready = true;
-            if (!(inverted ? exchange_inverted(M) : exchange(M))) return false;
+            cheap = !inverted && M.Q && rows >= 100 && 3 * k > 2 * rows;
+            if (!(inverted ? exchange_inverted(M) : cheap ? exchange_free(M) : exchange(M))) return false;
         }
     }
 
@@ -202,12 +206,19 @@ struct Pivoting {
         }
         return wrong;
     }
-    // The active rows in a list, y zero. False: too many of them, or one that has no value.
+    // The active rows in a list, y zero; of too many the least violated are left out. False: one has no value.
     bool choose() {
         int count = 0;
+        for (int i = 0; i < rows; ++i) count += state[i] != 0;
+        for (; count > most; --count) {
+            int least = -1;
+            for (int i = 0; i < rows; ++i)
+                if (state[i] && (least < 0 || violation(i) < violation(least))) least = i;
+            state[least] = 0;
+        }
+        count = 0;
         for (int i = 0; i < rows; ++i) y[i] = T(0);
         for (int i = 0; i < rows; ++i) index[count] = i, count += state[i] != 0;
-        if (count > most) return false;
         bool fine = true;
         for (int j = 0; j < count; ++j) {
             const int i = index[j];
@@ -226,11 +237,52 @@ struct Pivoting {
         gemv(rows, k, M.M, rows, index, u, v, -1);
         return true;
     }
-    bool exchange_inverted(const Columns<T>& M) {
-        int* others = index + k;
+    // The rows that are not active, behind those that are.
+    int list_others() {
         int count = 0;
         for (int i = 0; i < rows; ++i)
-            if (!state[i]) others[count++] = i;
+            if (!state[i]) index[k + count++] = i;
+        return count;
+    }
+    // The same v and y where the rows are the variables and most are active: a factor of Q over the others.
+    bool exchange_free(const Columns<T>& M) {
+        const int count = list_others(), m = M.m;
+        const int* others = index + k;
+        if (!factor(M.Q, others, count)) return false;
+        T *B = Y, *S = B + size_t(m) * count, *iS = S + size_t(m) * m, *mu = iS + m;  // B = A_o L⁻'
+        for (int i = 0; i < rows; ++i) y[i] = v[i] = T(0);
+        for (int i = 0; i < k; ++i) r[i] = v0[index[i]] - goal_of(index[i]), v[index[i]] = r[i];
+        gemv(rows, k, M.Q, rows, index, r, y);
+        for (int i = 0; i < count; ++i) u[i] = -y[others[i]];
+        solve_lower(count, L, most, iL, u);
+        if (m) {
+            for (int j = 0; j < count; ++j)
+                for (int c = 0; c < m; ++c) B[size_t(j) * m + c] = M.A[size_t(c) * rows + others[j]];
+            trsm_right(m, count, B, m, L, most, iL);
+            for (int c = 0; c < m; ++c) mu[c] = T(0);
+            gemv_t(rows, m, M.A, rows, v, mu);
+            gemv(m, count, B, m, u, mu);
+            for (int i = 0; i < m * m; ++i) S[i] = T(0);
+            update_lower(m, count, S, m, B, m, B, m);
+            T top = T(0);
+            for (int j = 0; j < m; ++j)
+                for (int i = j; i < m; ++i) S[size_t(j) * m + i] = -S[size_t(j) * m + i], top = max(top, S[size_t(j) * m + i]);
+            if (any(cholesky(m, S, m, iS, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top))) return false;
+            for (int c = 0; c < m; ++c) mu[c] = -mu[c];
+            solve_lower(m, S, m, iS, mu);
+            solve_lower_t(m, S, m, iS, mu);
+            gemv_t(m, count, B, m, mu, u);
+            gemv(rows, m, M.A, rows, mu, y, -1);
+        }
+        solve_lower_t(count, L, most, iL, u);
+        gemv(rows, count, M.Q, rows, others, u, y);
+        for (int i = 0; i < k; ++i) v[index[i]] = goal_of(index[i]);
+        for (int i = 0; i < count; ++i) y[others[i]] = T(0), v[others[i]] = v0[others[i]] - u[i];
+        return true;
+    }
+    bool exchange_inverted(const Columns<T>& M) {
+        const int count = list_others();
+        const int* others = index + k;
         if (!factor(M.N, others, count)) return false;
         for (int i = 0; i < count; ++i) u[i] = Nr[others[i]];
         solve_lower(count, L, most, iL, u);
