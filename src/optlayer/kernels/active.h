@@ -74,7 +74,8 @@ struct ActiveFactors {
             t.update_lower(m, n, LA, m, B, m, B, m);
             t.each_lower(m, [&](int i, int j) { LA[size_t(j) * m + i] = -LA[size_t(j) * m + i]; });
             bad = bad | t.cholesky(m, LA, m, iLA, U(0));
-            bad = bad | !(t.min(m, U(1), [&](int i) { return pivot(iLA[i]) / t.sum(n, [&](int j) { return B[size_t(j) * m + i] * B[size_t(j) * m + i]; }); }) > safe);
+            const auto entry = [&](int i) { return t.sum(n, [&](int j) { return B[size_t(j) * m + i] * B[size_t(j) * m + i]; }); };
+            bad = bad | !(t.min(m, U(1), [&](int i) { return pivot(iLA[i]) / entry(i); }) > safe);
             t.each_pair(R, m, [&](int i, int j) { E[size_t(j) * R + i] = U(0); });
             if (p) t.update(p, m, n, E, R, X, S, B, m);
             if (!diagonal_Q && bounds)
