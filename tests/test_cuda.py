@@ -189,6 +189,24 @@ def test_kernels_of_a_first_call_are_compiled_at_the_same_time_and_loaded_once(m
     assert sorted(called) == ["cuModuleGetFunction"] * 2 + ["cuModuleLoadData"] * 2
 
 
+def test_a_module_that_was_not_loaded_is_loaded_again(compiler: Counting, monkeypatch) -> None:
+    broken = [True]
+
+    def call(name: str, *rest: object) -> None:
+        if name == "cuModuleLoadData" and broken.pop():
+            raise nvrtc.CudaError("no memory")
+
+    monkeypatch.setattr(nvrtc, "device", lambda index: SimpleNamespace(architecture="sm_90"))
+    monkeypatch.setattr(nvrtc, "_driver", lambda: SimpleNamespace(call=call))
+    for store in ("_modules", "_kernels"):
+        monkeypatch.setattr(nvrtc, store, {})
+    with pytest.raises(nvrtc.CudaError, match="no memory"):
+        nvrtc.kernels(0, ("optlayer_solve", (("A", 1),)))
+    broken.append(False)
+    assert nvrtc.kernels(0, ("optlayer_solve", (("A", 1),)))[0].name == "optlayer_solve"
+    assert not broken  # it was asked again
+
+
 # ---- messages ------------------------------------------------------------------------------------------------------
 
 

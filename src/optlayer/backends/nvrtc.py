@@ -322,9 +322,10 @@ def kernels(index: int, *wanted: tuple[str, Defines]) -> list[Kernel]:
             architecture = device(index).architecture
             with ThreadPoolExecutor() as workers:
                 codes = workers.map(lambda key: build(dict(key[0]), architecture), new)
-            for module, code in zip(new, codes, strict=True):
-                _modules[module] = ctypes.c_void_p()
-                _driver().call("cuModuleLoadData", ctypes.byref(_modules[module]), code)
+            for built, code in zip(new, codes, strict=True):
+                module = ctypes.c_void_p()
+                _driver().call("cuModuleLoadData", ctypes.byref(module), code)
+                _modules[built] = module
             for key in keys:
                 if key not in _kernels:
                     _kernels[key] = Kernel(_modules[key[1:]], key[0])
