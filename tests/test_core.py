@@ -164,7 +164,8 @@ def test_units_do_not_matter(definite: bool, objective: float, monkeypatch) -> N
         L = torch.randn(9, 20, 8, generator=g, dtype=F64)
         Q = L @ L.mT
     z, rows, equations = (10 ** (6 * torch.rand(size, generator=g, dtype=F64) - 3) for size in (20, 12, 4))
-    wanted = cpu.solve(check(Q, q, G, h, A, b, lb, ub), SETTINGS, True)
+    plain = check(Q, q, G, h, A, b, lb, ub)
+    wanted = cpu.solve(plain, SETTINGS, True)
     monkeypatch.setattr(reference, "solve", None)
     monkeypatch.setattr(reference, "kkt_solve", None)
     scaled = check(
@@ -176,7 +177,7 @@ def test_units_do_not_matter(definite: bool, objective: float, monkeypatch) -> N
     torch.testing.assert_close(found.z * z, wanted.z, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.lam * rows / objective, wanted.lam, rtol=1e-5, atol=1e-5)
     r = upstream(wanted)
-    v = cpu.kkt_solve(check(Q, q, G, h, A, b, lb, ub), SETTINGS, wanted, r)
+    v = cpu.kkt_solve(plain, SETTINGS, wanted, r)
     w = cpu.kkt_solve(scaled, SETTINGS, found, r._replace(
         z=objective * r.z * z, lam=r.lam * rows, nu=r.nu * equations, lam_lb=r.lam_lb / z, lam_ub=r.lam_ub / z,
     ))  # fmt: skip

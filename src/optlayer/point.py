@@ -68,6 +68,10 @@ class Point:
         """What autograd must know of."""
         return (self.z, self.rest, self.counts, self.residuals, *self.factor)
 
+    def select(self, members: Tensor) -> Point:
+        """Some members, without factor."""
+        return Point(self.z[members], self.rest[members], self.counts[members], self.residuals[members], self.widths)
+
     def take(self, members: Tensor | slice, other: Point) -> None:
         """Overwrite some members by those of another point; the factor stays."""
         for mine, theirs in zip(self.tensors()[:4], other.tensors()[:4], strict=True):

@@ -145,18 +145,9 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member; what the core neither solves nor refutes, the reference backend tries."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, keep_factor, smoothed=False)
-    point = args.empty_point(problem, call.batch)
-    point.unsolved = 0
-    if call.batch:
-        packed = call.pack(args.place_point(call.keep, point) + _NO_ADJOINT)
-        point.unsolved = _or_memory_error(core.solve(packed), problem)
-        if keep_factor:
-            point.factor = (_adopt(core, *args.factor(packed)),)
-        if point.unsolved:
-            _ask_reference(problem, settings, point)
-    elif keep_factor:
-        point.factor = (torch.empty(0, dtype=torch.uint8),)
+    point = _found(core, _Call(problem, settings, keep_factor, smoothed=False), problem, keep_factor)
+    if point.unsolved:
+        _ask_reference(problem, settings, point)
     return point
 
 
@@ -164,24 +155,38 @@ def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool)
     """The relaxed point of the members that are solved; what the core cannot relax, the reference backend does."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, keep_factor)
-    relaxed = args.empty_point(problem, call.batch)
-    if not call.batch:
-        return relaxed
-    packed = call.pack(args.place_point(call.keep, relaxed) + _NO_ADJOINT)
-    left = _or_memory_error(core.solve(packed), problem)
-    if keep_factor:
-        relaxed.factor = (_adopt(core, *args.factor(packed)),)
-    if left:
+    relaxed = _found(core, _Call(problem, settings, keep_factor), problem, keep_factor)
+    if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
-        relaxed.take(rest, Point.of(*(x[rest] for x in point.fields())))
-        members = (rest & (point.status == int(Status.SOLVED))).nonzero().flatten()
-        if len(members):
+        relaxed.take(rest, point.select(rest))
+        left = rest & (point.status == int(Status.SOLVED))
+        if left.any():
             from optlayer.backends import reference
 
-            at = Point.of(*(x[members] for x in point.fields()))
-            relaxed.take(members, reference.relax(problem.select(members), settings, at, False))
+            for members in _few(problem, left):
+                at = point.select(members)
+                relaxed.take(members, reference.relax(problem.select(members), settings, at, False))
     return relaxed
+
+
+def _found(core: Core, call: _Call, problem: Problem, keep_factor: bool) -> Point:
+    """What the core finds for the members, and how many it leaves."""
+    point = args.empty_point(problem, call.batch)
+    point.unsolved = 0
+    if call.batch:
+        packed = call.pack(args.place_point(call.keep, point) + _NO_ADJOINT)
+        point.unsolved = _or_memory_error(core.solve(packed), problem)
+        if keep_factor:
+            point.factor = (_adopt(core, *args.factor(packed)),)
+    elif keep_factor:
+        point.factor = (torch.empty(0, dtype=torch.uint8),)
+    return point
+
+
+def _few(problem: Problem, which: Tensor) -> Sequence[Tensor]:
+    """The members marked in `which`, so many at a time that the reference's matrices stay small."""
+    size = problem.n + problem.m + problem.p
+    return which.nonzero().flatten().split(max(1, 4_000_000 // size**2))
 
 
 def _or_memory_error(left: int, problem: Problem) -> int:
@@ -225,21 +230,17 @@ _LARGE = 1 << 17
 
 
 def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
-    """Give the members that are left the reference's verdict, so many at a time that its matrices stay small.
-
-    A rough solution is replaced only by a solution.
-    """
+    """Give the members that are left the reference's verdict; a rough solution is replaced only by a solution."""
     rough = point.status == args.ROUGH
     left = rough | (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
     point.counts[rough, 0] = int(Status.SOLVED)
     if left.any():
         from optlayer.backends import reference
 
-        size = problem.n + problem.m + problem.p
-        for members in left.nonzero().flatten().split(max(1, 4_000_000 // size**2)):
+        for members in _few(problem, left):
             found = reference.solve(problem.select(members), settings, False)
             better = (found.status == int(Status.SOLVED)) | ~rough[members]
-            point.take(members[better], Point.of(*(x[better] for x in found.fields())))
+            point.take(members[better], found.select(better))
     point.unsolved = len(point.status.nonzero())
 
 
@@ -304,7 +305,7 @@ def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs:
     from optlayer.backends import reference
 
     members = answer.z[:, 0].isnan().nonzero().flatten()
-    at = Point.of(*(x[members] for x in point.fields()))
+    at = point.select(members)
     rest = reference.kkt_solve(problem.select(members), settings, at, Adjoint(*(x[members] for x in rhs)))
     for mine, theirs in zip(answer, rest, strict=True):
         mine[members] = theirs

@@ -208,17 +208,9 @@ struct Pivoting {
     }
     // The active rows in a list, y zero; of too many the least violated are left out. False: one has no value.
     bool choose() {
-        int count = 0;
-        for (int i = 0; i < rows; ++i) count += state[i] != 0;
-        for (; count > most; --count) {
-            int least = -1;
-            for (int i = 0; i < rows; ++i)
-                if (state[i] && (least < 0 || violation(i) < violation(least))) least = i;
-            state[least] = 0;
-        }
-        count = 0;
+        int count = list_active();
+        if (count > most) leave_out(count - most), count = list_active();
         for (int i = 0; i < rows; ++i) y[i] = T(0);
-        for (int i = 0; i < rows; ++i) index[count] = i, count += state[i] != 0;
         bool fine = true;
         for (int j = 0; j < count; ++j) {
             const int i = index[j];
@@ -227,6 +219,20 @@ struct Pivoting {
         }
         k = count;
         return fine;
+    }
+
+    int list_active() {
+        int count = 0;
+        for (int i = 0; i < rows; ++i) index[count] = i, count += state[i] != 0;
+        return count;
+    }
+    void leave_out(int count) {
+        while (count-- > 0) {
+            int least = -1;
+            for (int i = 0; i < rows; ++i)
+                if (state[i] && (least < 0 || violation(i) < violation(least))) least = i;
+            state[least] = 0;
+        }
     }
 
     // v and y for the active rows

@@ -454,10 +454,10 @@ struct Group {
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
         const V nan = V(huge<T>() * T(2) - huge<T>() * T(2));
+        using Judge = Verdict<Tm, V, U>;
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
         // to them, so that the units of the objective do not matter.
         auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
-        auto relative = [](V residual, V terms) { return residual / select(terms > V(0), terms, V(1)); };
         V force = size(n, rz), move = max(size(m, rnu), size(S, rk));
         V left = V(0);  // the residual before the last round
         auto going = left <= V(0);
@@ -486,7 +486,7 @@ struct Group {
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
-            const V now = max(relative(size(n, gz), force), relative(max(size(m, gnu), size(S, rho)), move));
+            const V now = max(Judge::relative(size(n, gz), force), Judge::relative(max(size(m, gnu), size(S, rho)), move));
             const auto exact = going & (now <= V(T(sizeof(T) == 8 ? 1e-14 : 1e-7)));
             left = select(exact, now, left);
             going = going & !exact;

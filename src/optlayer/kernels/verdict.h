@@ -97,6 +97,11 @@ struct Verdict {
         for (int j = 0; j < a.n; ++j) top = max(top, abs(V(row[j])));
         return top;
     }
+    // The largest of |h| and |b|.
+    V limits() const {
+        const V of_sides = t.max(x.total(), V(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
+        return t.max(a.m, of_sides, [&](int i) { return abs(a.b[i]); });
+    }
     static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
 
     // Σ |x_i||y_i|
@@ -125,15 +130,15 @@ struct Verdict {
         const V off = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
         V size = t.max(a.n, V(0), [&](int j) { return dot_of_sizes(a.G + j, a.n, a.p, y); });  // as in kkt.py
         size = t.max(a.bounds, size, [&](int j) { return abs(y[a.p + j]); });
-        V value = V(0), terms = V(0), scale = V(0);
-        const auto add = [&](V side, V multiplier) {
-            value = fma(side, multiplier, value), terms = terms + abs(side * multiplier), scale = max(scale, abs(side));
-        };
-        x.each(t, [&](int k, int i, V sg) { add(x.on[k] * x.h[k], max(sg * y[i], V(0))); });
-        t.total(value), t.total(terms), t.largest(scale);
+        V value = V(0), terms = V(0);
+        x.each(t, [&](int k, int i, V sg) {
+            const V side = x.on[k] * x.h[k], multiplier = max(sg * y[i], V(0));
+            value = fma(side, multiplier, value), terms = terms + abs(side * multiplier);
+        });
+        t.total(value), t.total(terms);
         value = value + t.sum(a.m, [&](int i) { return a.b[i] * nu[i]; });
         terms = terms + t.sum(a.m, [&](int i) { return abs(a.b[i] * nu[i]); });
-        scale = t.max(a.m, scale, [&](int i) { return abs(a.b[i]); });
+        const V scale = limits();
         const V least = V(tol) * size * select(scale > V(0), min(scale, V(1)), V(1));
         which = which & (size > V(0)) & (off <= V(tol) * size) & (value < -least) & (terms <= V(-most) * value);
         const V unit = V(-1) / select(which, value, V(-1));
@@ -164,9 +169,7 @@ struct Verdict {
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * out.z[j]; });
         const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        T scale = t.max(x.total(), T(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
-        scale = t.max(a.m, scale, [&](int i) { return abs(a.b[i]); });
-        const bool feasible = out.primal <= T(1e3) * tol * (T(1) + scale);  // (judged before)
+        const bool feasible = out.primal <= T(1e3) * tol * (T(1) + limits());  // (judged before)
         if (feasible && z > T(1) && off <= tol * z && fall < -T(1e-3) * z * slope) {
             t.each(a.n, [&](int j) { out.z[j] = out.z[j] / -fall; });
             t.each(a.m, [&](int i) { out.nu[i] = T(0); });
