@@ -200,7 +200,7 @@ def test_a_broken_run_resumes_as_if_nothing_had_happened(tmp_path: Path, monkeyp
 
 def test_a_folder_keeps_its_options(tmp_path: Path) -> None:
     learn(tmp_path, epochs=1)
-    with pytest.raises(FileExistsError, match="other options"):
+    with pytest.raises(harness.Mistake, match="other options"):
         learn(tmp_path, epochs=2)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 import pkgutil
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -17,12 +20,10 @@ import optlayer
 from optlayer.backends import cpu
 
 try:
-    import rich
-    import rich.console
-    import rich.table
     import typer
 
     from optlayer import experiments
+    from optlayer.experiments import harness
     from optlayer.experiments import report as reporting
 except ImportError as missing:  # the library does without; the console script exists all the same
     reason = missing.name
@@ -41,6 +42,33 @@ else:
         add_completion=False,
     )
 
+    def command(main: Callable[..., None], name: str) -> Callable[..., None]:
+        """`main` as a command: a mistake ends it with one sentence and code 2, Ctrl-C with code 130.
+
+        `--resume` is checked here, where one can tell which options were given.
+        """
+
+        @functools.wraps(main)
+        def run(context: typer.Context, **options: Any) -> None:
+            given = {key: value for key, value in options.items()
+                     if getattr(context.get_parameter_source(key), "name", "") == "COMMANDLINE" and key != "resume"}
+            try:
+                if options.get("resume"):
+                    harness.check_resume(name, options["resume"], given)
+                main(**options)
+            except harness.Mistake as mistake:
+                typer.echo(f"optlayer {name}: {mistake}", err=True)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(130) from None
+
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        signature = inspect.signature(main, eval_str=True)
+        parameters = {"context": context, **signature.parameters}
+        run.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+        run.__annotations__ = {key: each.annotation for key, each in parameters.items()}
+        return run
+
     def found() -> dict[str, ModuleType]:
         """Every module of `optlayer.experiments` that can be run, by its name, in the paper's order."""
         names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
@@ -56,22 +84,20 @@ else:
             raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(modules)}", param_hint="--only")
         return {name: module for name, module in modules.items() if not only or name in only}
 
-    @app.command()
     def info() -> None:
         """Versions, devices, and which backends can be used here (and why others cannot)."""
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-        table = rich.table.Table(show_header=False)
-        table.add_row("optlayer", optlayer.__version__)
-        table.add_row("torch", torch.__version__)
-        table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-        table.add_row("CPU cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads")
-        table.add_row("CUDA device", gpu)
+        pairs = [
+            ("optlayer", optlayer.__version__),
+            ("torch", torch.__version__),
+            ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+            ("CPU cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"),
+            ("CUDA device", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
+        ]
         for name, why_not in optlayer.available().items():
             variant = f" ({cpu.variant()} code)" if name == "cpu" and why_not is None else ""
-            table.add_row(f"backend {name}", f"[green]available[/]{variant}" if why_not is None else f"no: {why_not}")
-        rich.console.Console().print(table)
+            pairs.append((f"backend {name}", f"available{variant}" if why_not is None else f"no: {why_not}"))
+        harness.console().print(harness.facts(pairs))
 
-    @app.command()
     def paper(
         out: Annotated[Path | None, typer.Option(help="Folder; default: runs/paper, or runs/paper-full.")] = None,
         full: Annotated[bool, typer.Option("--full", help="The sizes of the paper, not a short version.")] = False,
@@ -84,21 +110,31 @@ else:
         and qpth where they are installed; MNIST is downloaded once, or read from the folder OPTLAYER_DATA.
         """
         folder = out or Path("runs/paper-full" if full else "runs/paper")
+        console = harness.console()
         for name, module in parts(only).items():
             if (folder / name / "results.json").exists():
-                rich.print(f"[bold]{name}[/] is finished: {folder / name}")
+                console.print(f"[bold]{name}[/] is finished: {folder / name}")
                 continue
-            rich.print(f"[bold]{name}[/] into {folder / name}")
-            module.paper(folder / name, full)
-        rich.print(f"The report is [bold]{reporting.write(folder, report or folder, parts())}[/]")
+            console.print(f"[bold]{name}[/] into {folder / name}")
+            try:
+                module.paper(folder / name, full)
+            except KeyboardInterrupt:
+                console.print("The same `optlayer paper` goes on with this experiment and the rest.")
+                raise
+        console.print(f"The report is [bold]{reporting.write(folder, report or folder, parts())}[/]")
 
-    @app.command()
     def report(
         runs: Annotated[Path, typer.Argument(help="Folder of `optlayer paper`.")] = Path("runs/paper"),
         docs: Annotated[Path | None, typer.Argument(help="Where to write; default: the folder itself.")] = None,
     ) -> None:
         """Write `experiments.md` and its pictures from the results of `optlayer paper` that are there."""
-        rich.print(f"The report is [bold]{reporting.write(runs, docs or runs, parts())}[/]")
+        harness.console().print(f"The report is [bold]{reporting.write(runs, docs or runs, parts())}[/]")
 
+    for main in (info, paper, report):
+        app.command(main.__name__)(command(main, main.__name__))
     for name, module in found().items():
-        app.command(name, rich_help_panel="Experiments")(module.main)
+        app.command(name, rich_help_panel="Experiments")(command(module.main, name))
+
+
+if __name__ == "__main__":
+    app()

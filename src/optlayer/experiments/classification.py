@@ -22,7 +22,7 @@ from torch.nn import functional
 from typer import Option
 
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Data, Job, Row, Run
+from optlayer.experiments.harness import Data, Job, Mistake, Row, Run, positive
 from optlayer.nn import OptNetLayer
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -40,7 +40,11 @@ MEAN, DEVIATION = 0.1307, 0.3081
 
 
 def fetch(folder: Path | None) -> list[Path]:
-    """The four files, checked: from `folder`, or from OPTLAYER_DATA or the user's cache, downloaded if need be."""
+    """The four files, checked: from `folder`, or from OPTLAYER_DATA or the user's cache, downloaded if need be.
+
+    Raises:
+        Mistake: a file of the folder is absent or another one, or the network gives none.
+    """
     import pooch
 
     if folder is None:
@@ -50,14 +54,14 @@ def fetch(folder: Path | None) -> list[Path]:
             try:
                 store.base_url = mirror
                 return [Path(store.fetch(name)) for name in FILES]
-            except OSError as error:  # every error of a connection is one
+            except (OSError, ValueError) as error:  # every error of a connection is one; or another checksum
                 failure = error
-        raise ConnectionError(f"no mirror gave MNIST ({failure}): get the four files, and use --data") from failure
+        raise Mistake(f"No mirror gave MNIST ({failure}): get its four files elsewhere, and use --data.")
     for name, checksum in FILES.items():
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} lacks {name}")
+            raise Mistake(f"The folder {folder} lacks {name}.")
         if not pooch.hashes.hash_matches(folder / name, checksum):
-            raise ValueError(f"{folder / name} is not the original file: its checksum is another than {checksum}")
+            raise Mistake(f"{folder / name} is not the original file: its checksum is not {checksum}.")
     return [folder / name for name in FILES]
 
 
@@ -215,18 +219,18 @@ def main(
         Path | None,
         Option(help="Folder with the four original files (*-ubyte.gz); default: OPTLAYER_DATA, or downloaded once."),
     ] = None,
-    epochs: Annotated[int, Option(help="Epochs of either network.")] = 6,
-    batch: Annotated[int, Option(help="Images per step, over all processes.")] = 64,
-    rate: Annotated[float, Option(help="Adam's rate for the fully connected network; it decays to zero.")] = 2e-3,
-    optnet_rate: Annotated[float, Option(help="Adam's rate for the network with the layer.")] = 2e-3,
-    hidden: Annotated[int, Option(help="Width of the first layer.")] = 600,
-    held_out: Annotated[int, Option(help="Training images kept for validation.")] = 5000,
-    seed: Annotated[int, Option(help="The first seed.")] = 0,
-    seeds: Annotated[int, Option(help="How many seeds, one after another.")] = 1,
+    epochs: Annotated[int, Option(min=1, help="Epochs of either network.")] = 6,
+    batch: Annotated[int, Option(min=1, help="Images per step, over all processes.")] = 64,
+    rate: Annotated[float, Option(callback=positive, help="Adam's rate without the layer; it decays to zero.")] = 2e-3,
+    optnet_rate: Annotated[float, Option(callback=positive, help="Adam's rate for the network with the layer.")] = 2e-3,
+    hidden: Annotated[int, Option(min=1, help="Width of the first layer.")] = 600,
+    held_out: Annotated[int, Option(min=1, max=59_000, help="Training images kept for validation.")] = 5000,
+    seed: Annotated[int, Option(min=0, max=10**9, help="The first seed.")] = 0,
+    seeds: Annotated[int, Option(min=1, help="How many seeds, one after another.")] = 1,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/classification-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[int, Option(help="Processes on this machine (torchrun sets it).")] = 1,
+    devices: Annotated[int, Option(min=1, help="Processes on this machine (torchrun sets it).")] = 1,
 ) -> None:
     """MNIST: a fully connected network beside one that ends in an OptNet layer (section 4.3, fig. 6)."""
     options = dict(locals())

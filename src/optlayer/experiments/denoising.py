@@ -24,7 +24,7 @@ from typer import Option
 
 from optlayer import solve
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Data, Job, Row, Run
+from optlayer.experiments.harness import Data, Job, Row, Run, positive
 
 PAPER = {
     "total variation": (16.3, 16.5),
@@ -233,23 +233,24 @@ def draw_signals(noisy: Tensor, clean: Tensor, answers: dict[str, Tensor]) -> An
 
 
 def main(
-    train: Annotated[int, Option(help="Training signals, each with its mirror image.")] = 9000,
-    test: Annotated[int, Option(help="Held-out signals.")] = 1000,
-    epochs: Annotated[int, Option(help="Epochs of the models with an OptNet layer.")] = 10,
+    train: Annotated[int, Option(min=2, help="Training signals, each with its mirror image.")] = 9000,
+    test: Annotated[int, Option(min=1, help="Held-out signals.")] = 1000,
+    epochs: Annotated[int, Option(min=1, help="Epochs of the models with an OptNet layer.")] = 10,
     rate: Annotated[
-        float, Option(help="Adam's rate for them (3 times it for the random start); it decays to zero.")
+        float,
+        Option(callback=positive, help="Adam's rate for them (3 times it for the random start); it decays to zero."),
     ] = 1e-3,
-    decay: Annotated[float, Option(help="Weight decay of their maps in front and behind.")] = 0.3,
-    batch: Annotated[int, Option(help="Signals per step, over all processes.")] = 50,
-    fc_epochs: Annotated[int, Option(help="Epochs of the fully connected network.")] = 25,
-    fc_hidden: Annotated[int, Option(help="Its hidden units.")] = 300,
-    fc_rate: Annotated[float, Option(help="Adam's rate for it; it decays to zero.")] = 3e-3,
-    sweep: Annotated[int, Option(help="Total variation is tried with λ = 1, 2, … up to this.")] = 40,
-    seed: Annotated[int, Option(help="Of the signals and the models.")] = 0,
+    decay: Annotated[float, Option(min=0, help="Weight decay of their maps in front and behind.")] = 0.3,
+    batch: Annotated[int, Option(min=1, help="Signals per step, over all processes.")] = 50,
+    fc_epochs: Annotated[int, Option(min=1, help="Epochs of the fully connected network.")] = 25,
+    fc_hidden: Annotated[int, Option(min=1, help="Its hidden units.")] = 300,
+    fc_rate: Annotated[float, Option(callback=positive, help="Adam's rate for it; it decays to zero.")] = 3e-3,
+    sweep: Annotated[int, Option(min=1, help="Total variation is tried with λ = 1, 2, … up to this.")] = 40,
+    seed: Annotated[int, Option(min=0, max=10**9, help="Of the signals and the models.")] = 0,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/denoising-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[int, Option(help="Processes on this machine (torchrun sets it).")] = 1,
+    devices: Annotated[int, Option(min=1, help="Processes on this machine (torchrun sets it).")] = 1,
 ) -> None:
     """Denoise signals: total variation, a fully connected network, OptNet from scratch and fine-tuned (section 4.2).
 

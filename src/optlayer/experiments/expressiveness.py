@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typer import Option
 
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Row, Run
+from optlayer.experiments.harness import Row, Run, positive
 from optlayer.nn import MaxOfLinear, PiecewiseLinear, ReLULayer, SimplexProjection
 
 F64 = torch.float64
@@ -283,12 +283,14 @@ def compare(folder: Path) -> list[Row]:
 
 
 def main(
-    points: Annotated[int, Option(help="Theorem 2: random points for each function.")] = 10_000,
-    widths: Annotated[list[int] | None, Option(help="Theorem 3: hidden units. Default: 2, 4, 8, …, 128.")] = None,
-    starts: Annotated[int, Option(help="Theorem 3: networks for each width.")] = 5,
-    steps: Annotated[int, Option(help="Theorem 3: steps of Adam.")] = 3000,
-    rate: Annotated[float, Option(help="Theorem 3: Adam's rate; it decays to zero.")] = 0.02,
-    seed: Annotated[int, Option(help="Of the random instances, and of the first start.")] = 0,
+    points: Annotated[int, Option(min=1, help="Theorem 2: random points for each function.")] = 10_000,
+    widths: Annotated[
+        list[int] | None, Option(min=1, help="Theorem 3: hidden units. Default: 2, 4, 8, …, 128.")
+    ] = None,
+    starts: Annotated[int, Option(min=1, help="Theorem 3: networks for each width.")] = 5,
+    steps: Annotated[int, Option(min=1, help="Theorem 3: steps of Adam.")] = 3000,
+    rate: Annotated[float, Option(callback=positive, help="Theorem 3: Adam's rate; it decays to zero.")] = 0.02,
+    seed: Annotated[int, Option(min=0, max=10**9, help="Of the random instances, and of the first start.")] = 0,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/expressiveness-DATE-TIME.")] = None,
 ) -> None:
     """Theorems 2 and 3: layers that equal ReLU and other functions, and one that no ReLU network equals (fig. 9)."""

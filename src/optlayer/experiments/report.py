@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optlayer.experiments.harness import Row, markdown, read_json
+from optlayer.experiments.harness import Mistake, Row, markdown, read_json
 
 INTRODUCTION = """# Experiments
 
@@ -69,6 +69,9 @@ def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
     """Write `experiments.md` and `img/experiments/` into `docs`, from the run folders `runs/NAME`.
 
     An experiment without results is left out; one of several runs keeps them in folders below its own.
+
+    Raises:
+        Mistake: there are no results at all.
     """
     sections: list[str] = []
     table: list[Row] = []
@@ -83,6 +86,8 @@ def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
             target = docs / "img" / "experiments" / f"{name}-{picture.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
+    if not sections:
+        raise Mistake(f"There are no results in {runs}: `optlayer paper --out {runs}` makes them.")
     page = docs / "experiments.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join([INTRODUCTION.strip(), markdown(table).strip(), *sections]) + "\n")

@@ -23,7 +23,7 @@ from typer import Option
 
 import optlayer
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Row, Run
+from optlayer.experiments.harness import Mistake, Row, Run, positive
 from optlayer.nn import OptNetLayer
 
 Tensors = dict[str, Any]  # of tensors; Any, so that they can be keywords of `solve`
@@ -370,16 +370,16 @@ def compare(folder: Path) -> list[Row]:
 
 
 def main(
-    sizes: Annotated[list[int] | None, Option(help="Fig. 1: n = p. Default: 10, 50, 100, 500.")] = None,
-    layer_batch: Annotated[int, Option(help="Fig. 1: examples at a time.")] = 128,
+    sizes: Annotated[list[int] | None, Option(min=1, help="Fig. 1: n = p. Default: 10, 50, 100, 500.")] = None,
+    layer_batch: Annotated[int, Option(min=1, help="Fig. 1: examples at a time.")] = 128,
     dtype: Annotated[str, Option(help="Fig. 1: float32 or float64, for both layers.")] = "float64",
-    variables: Annotated[int, Option(help="Fig. 2: n = p.")] = 100,
-    batches: Annotated[list[int] | None, Option(help="Fig. 2: batch sizes. Default: 1, 2, 4, …, 128.")] = None,
+    variables: Annotated[int, Option(min=1, help="Fig. 2: n = p.")] = 100,
+    batches: Annotated[list[int] | None, Option(min=1, help="Fig. 2: batch sizes. Default: 1, 2, 4, …, 128.")] = None,
     only: Annotated[list[str] | None, Option(help="Fig. 2: methods, as the figure names them; default: all.")] = None,
-    trials: Annotated[int, Option(help="Trials of each measurement, after one to warm up; the paper has 10.")] = 10,
-    seconds: Annotated[float, Option(help="No more trials of a measurement after this time.")] = 20,
-    threads: Annotated[int, Option(help="Threads; 0: as many as torch takes.")] = 0,
-    seed: Annotated[int, Option(help="Of the random problems.")] = 0,
+    trials: Annotated[int, Option(min=1, help="Trials of each measurement after a first; the paper has 10.")] = 10,
+    seconds: Annotated[float, Option(callback=positive, help="No more trials of a measurement after this time.")] = 20,
+    threads: Annotated[int, Option(min=0, help="Threads; 0: as many as torch takes.")] = 0,
+    seed: Annotated[int, Option(min=0, max=10**9, help="Of the random problems.")] = 0,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/speed-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto (CUDA beside the CPU where there is one) or cpu.")] = "auto",
@@ -390,6 +390,12 @@ def main(
         return main(**harness.resumed(resume, options))
     if threads:
         torch.set_num_threads(threads)
+    if dtype not in ("float32", "float64"):
+        raise Mistake(f"The type {dtype!r} is neither float32 nor float64.")
+    if accelerator not in ("auto", "cpu"):
+        raise Mistake(f"The accelerator {accelerator!r} is neither auto nor cpu.")
+    if unknown := [name for name in only or () if name not in METHODS]:
+        raise Mistake(f"{unknown[0]!r} is none of the methods {'; '.join(METHODS)}.")
     run = Run("speed", options, out, "cpu")
     devices = ["cpu", "cuda"] if accelerator == "auto" and torch.cuda.is_available() else ["cpu"]
     store = run.folder / "measurements.json"
@@ -405,22 +411,23 @@ def main(
             what = f"{row['device']:5}{row['method']:38}{row['direction']:9} n {row['n']:4} batch {row['batch']:4}"
             run.console.print(what, f"{1e3 * row['seconds']:10.3f} ms" if "seconds" in row else row["failure"])
 
-    for device in devices:
-        for size in sizes or [10, 50, 100, 500]:
-            if not done(figure=1, device=device, n=size):
-                torch.manual_seed(seed)
-                keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
     absent = {name: why for name in only or METHODS if (why := missing(METHODS[name][0]))}
-    for device in devices:
-        for batch in batches or [1, 2, 4, 8, 16, 32, 64, 128]:
-            torch.manual_seed(seed)
-            tensors = problems(variables, batch, device)
-            answer = optlayer.solve(**tensors).z
-            for name in only or METHODS:
-                if name in absent or device not in METHODS[name][1]:
-                    continue
-                if not done(figure=2, device=device, method=name, batch=batch):
-                    keep([method(name, tensors, answer, trials, seconds)])
+    with harness.stoppable(run):
+        for device in devices:
+            for size in sizes or [10, 50, 100, 500]:
+                if not done(figure=1, device=device, n=size):
+                    torch.manual_seed(seed)
+                    keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
+        for device in devices:
+            for batch in batches or [1, 2, 4, 8, 16, 32, 64, 128]:
+                torch.manual_seed(seed)
+                tensors = problems(variables, batch, device)
+                answer = optlayer.solve(**tensors).z
+                for name in only or METHODS:
+                    if name in absent or device not in METHODS[name][1]:
+                        continue
+                    if not done(figure=2, device=device, method=name, batch=batch):
+                        keep([method(name, tensors, answer, trials, seconds)])
     first, second = ([row for row in found if row["figure"] == figure] for figure in (1, 2))
     run.save(draw_layers(first), "layers.png")
     run.save(draw_batches(second), "batches.png")

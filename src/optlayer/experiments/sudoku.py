@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer import Option
 
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Data, Job, Row, Run
+from optlayer.experiments.harness import Data, Job, Mistake, Row, Run, positive
 from optlayer.nn import OptNetLayer
 
 CLIP = 0.02
@@ -79,15 +79,42 @@ def one_hot(boards: np.ndarray) -> Tensor:
     return torch.from_numpy(np.eye(5, dtype=np.float32)[:, 1:][boards])
 
 
+def check(path: Path, puzzle: np.ndarray, solution: np.ndarray, side: int = 4) -> None:
+    """Whether the arrays of a file are puzzles and their solutions.
+
+    Raises:
+        Mistake: shapes or digits are others, or a solution breaks the rules or contradicts its puzzle.
+    """
+    board = f"(N, {side}, {side})"
+    for name, array in (("puzzle", puzzle), ("solution", solution)):
+        if array.shape[1:] != (side, side):
+            raise Mistake(f"In {path}, `{name}` has shape {array.shape}, not {board}.")
+        if array.dtype.kind not in "iu":
+            raise Mistake(f"In {path}, `{name}` has type {array.dtype}; digits are whole numbers.")
+    if len(puzzle) != len(solution):
+        raise Mistake(f"In {path}, there are {len(puzzle)} puzzles and {len(solution)} solutions.")
+    for wrong, what in (
+        ((puzzle < 0) | (puzzle > side), f"has a digit that is none of 0 (a blank) to {side}"),
+        (~valid(solution)[:, None, None], f"has a solution that lacks a digit 1 to {side} in a row, column or block"),
+        ((puzzle != 0) & (puzzle != solution), "has a digit that its solution has not"),
+    ):
+        if wrong.any():
+            raise Mistake(f"In {path}, puzzle {np.argwhere(wrong)[0][0]} (counted from 0) {what}.")
+
+
 def load(path: Path | None, train: int, test: int, seed: int) -> Data:
-    """Puzzles from a file with `puzzle` and `solution`, or our own; the last `test` are held out."""
+    """Puzzles from a file with `puzzle` and `solution`, or our own; the last `test` are held out.
+
+    Raises:
+        Mistake: the file is absent or no such file, or has too few puzzles.
+    """
     if path is None:
         given, solution = puzzles(train + test, seed)
     else:
-        with np.load(path) as file:
-            given, solution = file["puzzle"], file["solution"]
-    if len(given) < train + test:
-        raise ValueError(f"{path} has {len(given)} puzzles, fewer than {train} + {test}")
+        given, solution = harness.read_npz(path, "puzzle", "solution")
+        check(path, given, solution)
+        if len(given) < train + test:
+            raise Mistake(f"{path} has {len(given)} puzzles, fewer than {train} to learn and {test} held out.")
     x, y = one_hot(given), one_hot(solution)
     return Data(train=(x[:train], y[:train]), test=(x[-test:], y[-test:]))
 
@@ -218,22 +245,22 @@ def main(
     data: Annotated[
         Path | None, Option(help="npz with `puzzle` and `solution` (N, 4, 4); default: puzzles made here.")
     ] = None,
-    train: Annotated[int, Option(help="Training puzzles.")] = 9000,
-    test: Annotated[int, Option(help="Held-out puzzles.")] = 1000,
-    epochs: Annotated[int, Option(help="Epochs of the layer.")] = 3,
-    rate: Annotated[float, Option(help="Adam's rate for the layer; it decays to zero.")] = 0.1,
-    batch: Annotated[int, Option(help="Puzzles per step, over all processes.")] = 50,
-    equalities: Annotated[int, Option(help="Rows of the learned A.")] = 40,
-    conv_epochs: Annotated[int, Option(help="Epochs of the convolutional baseline; 0 leaves it out.")] = 20,
-    conv_filters: Annotated[int, Option(help="Its filters; the paper has 512, slow without a GPU.")] = 64,
-    conv_depth: Annotated[int, Option(help="Its layers.")] = 10,
-    conv_rate: Annotated[float, Option(help="Adam's rate for it; it decays to zero.")] = 1e-3,
-    seed: Annotated[int, Option(help="The first seed.")] = 0,
-    seeds: Annotated[int, Option(help="How many seeds, one after another.")] = 1,
+    train: Annotated[int, Option(min=1, max=50_000, help="Training puzzles.")] = 9000,
+    test: Annotated[int, Option(min=1, max=10_000, help="Held-out puzzles.")] = 1000,
+    epochs: Annotated[int, Option(min=1, help="Epochs of the layer.")] = 3,
+    rate: Annotated[float, Option(callback=positive, help="Adam's rate for the layer; it decays to zero.")] = 0.1,
+    batch: Annotated[int, Option(min=1, help="Puzzles per step, over all processes.")] = 50,
+    equalities: Annotated[int, Option(min=1, max=64, help="Rows of the learned A.")] = 40,
+    conv_epochs: Annotated[int, Option(min=0, help="Epochs of the convolutional baseline; 0 leaves it out.")] = 20,
+    conv_filters: Annotated[int, Option(min=1, help="Its filters; the paper has 512, slow without a GPU.")] = 64,
+    conv_depth: Annotated[int, Option(min=2, help="Its layers.")] = 10,
+    conv_rate: Annotated[float, Option(callback=positive, help="Adam's rate for it; it decays to zero.")] = 1e-3,
+    seed: Annotated[int, Option(min=0, max=10**9, help="The first seed.")] = 0,
+    seeds: Annotated[int, Option(min=1, help="How many seeds, one after another.")] = 1,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/sudoku-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[int, Option(help="Processes on this machine (torchrun sets it).")] = 1,
+    devices: Annotated[int, Option(min=1, help="Processes on this machine (torchrun sets it).")] = 1,
 ) -> None:
     """Learn mini-Sudoku from examples: an OptNet layer beside a convolutional network (section 4.4, figs. 4, 5)."""
     options = dict(locals())

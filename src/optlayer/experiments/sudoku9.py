@@ -28,7 +28,7 @@ from typer import Option
 
 from optlayer import Diagonal, solve
 from optlayer.experiments import harness
-from optlayer.experiments.harness import Data, Job, Row, Run
+from optlayer.experiments.harness import Data, Job, Row, Run, positive
 from optlayer.experiments.sudoku import measures, row_space
 
 SATNET = 0.983
@@ -132,10 +132,14 @@ def load(train: int, test: int, seed: int, givens: int, cache: Path) -> Data:
     file = cache / "puzzles.npz"
     if not file.exists():
         given, solutions = puzzles(train + test, seed, givens)
-        np.savez_compressed(file, puzzle=given, solution=solutions)
-    with np.load(file) as saved:
-        eye = np.eye(10, dtype=np.float32)[:, 1:]
-        x, y = (torch.from_numpy(eye[saved[name]]) for name in ("puzzle", "solution"))
+
+        def write(path: Path) -> None:
+            with path.open("wb") as opened:
+                np.savez_compressed(opened, puzzle=given, solution=solutions)
+
+        harness.publish(file, write)
+    eye = np.eye(10, dtype=np.float32)[:, 1:]
+    x, y = (torch.from_numpy(eye[digits]) for digits in harness.read_npz(file, "puzzle", "solution"))
     return Data(train=(x[:train], y[:train]), test=(x[train:], y[train:]))
 
 
@@ -224,20 +228,20 @@ def draw(rows: list[Row], before: Tensor, after: Tensor) -> Any:
 
 
 def main(
-    train: Annotated[int, Option(help="Training puzzles.")] = 9000,
-    test: Annotated[int, Option(help="Held-out puzzles.")] = 300,
-    givens: Annotated[int, Option(help="Their mean number of givens.")] = 36,
-    epochs: Annotated[int, Option(help="Epochs.")] = 12,
-    per_epoch: Annotated[int, Option(help="Puzzles in an epoch, drawn from them.")] = 2250,
-    rate: Annotated[float, Option(help="Adam's rate; it decays to zero.")] = 0.2,
-    batch: Annotated[int, Option(help="Puzzles per step, over all processes.")] = 25,
-    penalty: Annotated[float, Option(help="ε, the curvature of the QP.")] = 0.01,
-    learn_penalty: Annotated[float, Option(help="ε while gradients learn: softer answers.")] = 0.1,
-    seed: Annotated[int, Option(help="Of the puzzles and of the layer.")] = 0,
+    train: Annotated[int, Option(min=1, help="Training puzzles.")] = 9000,
+    test: Annotated[int, Option(min=1, help="Held-out puzzles.")] = 300,
+    givens: Annotated[int, Option(min=28, max=80, help="Their mean number of givens.")] = 36,
+    epochs: Annotated[int, Option(min=1, help="Epochs.")] = 12,
+    per_epoch: Annotated[int, Option(min=1, help="Puzzles in an epoch, drawn from them.")] = 2250,
+    rate: Annotated[float, Option(callback=positive, help="Adam's rate; it decays to zero.")] = 0.2,
+    batch: Annotated[int, Option(min=1, help="Puzzles per step, over all processes.")] = 25,
+    penalty: Annotated[float, Option(callback=positive, help="ε, the curvature of the QP.")] = 0.01,
+    learn_penalty: Annotated[float, Option(callback=positive, help="ε while gradients learn: softer answers.")] = 0.1,
+    seed: Annotated[int, Option(min=0, max=10**9, help="Of the puzzles and of the layer.")] = 0,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/sudoku9-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[int, Option(help="Processes on this machine (torchrun sets it).")] = 1,
+    devices: Annotated[int, Option(min=1, help="Processes on this machine (torchrun sets it).")] = 1,
 ) -> None:
     """9×9 Sudoku: one QP that learns from examples which cells belong together (beyond the paper)."""
     options = dict(locals())
