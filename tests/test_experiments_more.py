@@ -207,7 +207,7 @@ def test_the_environment_names_the_folder(digits: Path, monkeypatch: pytest.Monk
     assert [path.name for path in classification.fetch(None)] == list(classification.FILES)
 
 
-TINY_MNIST = ("--hidden", 16, "--batch", 20, "--held-out", 50, "--rate", 1e-2, "--optnet-rate", 1e-2)
+TINY_MNIST = ("--hidden", 16, "--batch", 20, "--held-out", 50, "--rate", 1e-2, "--head", "FC10", "--head", "OptNet10")
 
 
 def test_classification_learns_and_resumes(digits: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_classification_learns_and_resumes(digits: Path, tmp_path: Path) -> None
     run("classification", "--data", digits, *TINY_MNIST, "--epochs", 4, "--seeds", 2, "--out", whole)
     rows = results(whole)
     assert {(row["model"], row["seed"]) for row in rows} == {
-        (model, seed) for model in ("FC16-FC10-FC10", "FC16-FC10-OptNet10") for seed in (0, 1)
+        (model, seed) for model in ("FC10", "OptNet10") for seed in (0, 1)
     }
     with (whole / "metrics.csv").open() as file:
         start = {row["model"]: float(row["test_loss"]) for row in csv.DictReader(file) if row["epoch"] == "0"}
@@ -241,8 +241,8 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
     program.write_text(
         "import sys\nfrom pathlib import Path\nfrom optlayer.experiments import classification\n"
         f"classification.FILES = {classification.FILES!r}\n"
-        f"classification.main(data=Path({str(digits)!r}), hidden=16, batch=50, held_out=50, epochs=2, "
-        "accelerator='cpu', out=Path(sys.argv[1]))\n"
+        f"classification.main(data=Path({str(digits)!r}), head=['FC10', 'OptNet10'], hidden=16, "
+        "batch=50, held_out=50, epochs=2, accelerator='cpu', out=Path(sys.argv[1]))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     rows = []
@@ -255,6 +255,17 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
         assert (one["model"], one["epoch"]) == (two["model"], two["epoch"])
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-4)
+
+
+def test_a_unit_is_dead_where_relu_gives_zero_for_all() -> None:
+    torch.manual_seed(0)
+    model = classification.network(8, "FC10")
+    images = torch.randn(50, 784)
+    with torch.no_grad():
+        model[2].bias[:3] = -1e3
+        model[2].bias[3:] = 1e3
+    assert classification.dead(model, images) == 3
+    assert classification.dead(classification.network(8, "OptNet10"), images) is None
 
 
 def test_other_options_in_the_same_folder_are_refused(digits: Path, tmp_path: Path) -> None:

@@ -641,6 +641,12 @@ def shown(value: Any, digits: int = 4) -> str:
     return "–" if value is None else str(value)
 
 
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and, where there are several, standard deviation of what the seeds gave, as text."""
+    mean = f"{float(np.mean(values)):.{digits}g}"
+    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
+
+
 def facts(pairs: list[tuple[str, str]]) -> str:
     """Names and values, one below another."""
     width = max(len(name) for name, _ in pairs)
