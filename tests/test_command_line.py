@@ -262,7 +262,7 @@ def test_two_runs_in_a_folder_and_ctrl_c(tmp_path: Path) -> None:
         process.kill()
     assert f"To go on: optlayer sudoku --resume {folder}" in rest
     assert "Traceback" not in rest
-    last = folder / "checkpoints" / "optnet-seed0.last.ckpt"  # or the one before it, if Ctrl-C came while it was written
+    last = folder / "checkpoints" / "optnet-seed0.last.ckpt"  # Ctrl-C may have come while it was written
     rows = len(torch.load(last if last.exists() else harness.before(last))["history"])
     again = subprocess.Popen([sys.executable, "-m", "optlayer.cli", "sudoku", "--resume", str(folder)],
                              stdout=subprocess.PIPE, text=True)  # fmt: skip
