@@ -294,7 +294,7 @@ def test_tables_never_cut_a_number(width: int) -> None:
     assert all(len(line) <= width for line in text.splitlines())
     for value in ("0.00213", "0.000123", "0.333", "0.0877", "0.0123", "1.23e+03", "conv 4×64", "conv 10×64"):
         assert value in text
-    assert "test board error" in text
+    assert "test board error" in text or "│ error" in text.replace("┃", "│")
 
 
 def test_a_stream_gets_plain_columns() -> None:
