@@ -16,8 +16,9 @@ import torch
 from optlayer import Settings, kkt, solve
 from optlayer.backends import args, cpu, cuda, nvrtc, reference
 from optlayer.backends.base import Adjoint
-from optlayer.problem import Diagonal, Problem, check
-from optlayer.solution import Status
+from optlayer.core.status import Status
+from optlayer.matrices import Diagonal
+from optlayer.problem import Problem, check
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 H200 = (132, 232448, 233472)  # multiprocessors; bytes of shared memory to a block, to a multiprocessor
