@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from optlayer import backends, kkt
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
 from optlayer.problem import Problem, check
-from optlayer.settings import Settings
-from optlayer.solution import Status
 
 MARKS = {"abs 1e-3": 1e-3, "abs 1e-6": 1e-6, "abs 1e-9": 1e-9}
 RELATIVE = 1e-9

@@ -18,7 +18,6 @@ from torch import Tensor
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
 from optlayer.backends import reference
 from optlayer.backends.base import Adjoint
-from optlayer.call import relaxing
 from optlayer.point import FIELDS, Point
 from optlayer.problem import Problem, check
 
@@ -520,7 +519,7 @@ def test_any_backend_differentiates_a_point_of_the_reference(backend: str, famil
 def test_relaxed_point_has_the_complementarity_asked_for(backend: str, family: str, smoothing: float) -> None:
     case = make(backend, family, torch.float64)
     problem, settings = take(backend, case.data), Settings(gradient="smoothed", smoothing=smoothing)
-    engine = relaxing(backends.choose(problem, backend))
+    engine = backends.choose(problem, backend).relaxing()
     point = engine.relax(problem, settings, run(backend, case.data), False)
     found = kkt.residuals(problem, point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)
     assert (found.primal <= 0).all() or (found.primal.abs() < 1e-9).all()
@@ -538,7 +537,7 @@ def test_relaxed_point_has_the_complementarity_asked_for(backend: str, family: s
 def test_smoothed_derivative_is_that_of_the_relaxed_problem(backend: str, keep: bool) -> None:
     case = make(backend, "dense", torch.float64)
     settings = dataclasses.replace(DEFAULT, gradient="smoothed", smoothing=1e-2)
-    engine = relaxing(backends.choose(take(backend, case.data), backend))
+    engine = backends.choose(take(backend, case.data), backend).relaxing()
 
     def relaxed(q: Tensor) -> tuple[Problem, Point]:
         problem = check(**(case.data | {"q": q}))

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
+from torch.masked import masked_tensor
 
 import optlayer
 from optlayer import Diagonal, Settings, nn
+from optlayer.backends import cpu
 
 N, P, M, B = 3, 2, 1, 4
 Change = Callable[[dict[str, Any]], Any]
@@ -47,8 +50,11 @@ WRONG_CALLS = [
     wrong("Q an array", TypeError, r"Q is a ndarray, not a tensor", Q=np.eye(N)),
     wrong("q an array", TypeError, r"q is a ndarray, not a tensor", q=np.ones(N)),
     wrong("G a list", TypeError, r"G is a list, not a tensor", G=[[1.0] * N]),
-    wrong("h a number", TypeError, r"h is a float, not a tensor", h=1.0),
-    wrong("lb a number", TypeError, r"lb is a float, not a tensor", lb=0.0),
+    wrong("G a number", TypeError, r"G is a float, not a tensor \(a number is for h, b, lb, ub\)", G=1.0),
+    wrong("lb a truth", TypeError, r"lb is a bool, not a tensor", lb=True),
+    wrong("h an array", TypeError, r"h is a ndarray, not a tensor \(torch.as_tensor", h=np.ones(P)),
+    wrong("b a sparse matrix", TypeError, r"b is a csr_matrix, not a tensor \(torch.as_tensor",
+          b=csr_matrix(np.ones((1, 1)))),
     wrong("diagonal of a list", TypeError, r"Q is a list, not a tensor", Q=Diagonal([1.0] * N)),
     wrong("A diagonal", TypeError, r"A is a Diagonal, not a tensor", A=Diagonal(torch.ones(N))),
     # half of a pair
@@ -61,23 +67,20 @@ WRONG_CALLS = [
     wrong("all complex", TypeError, r"dtype torch.complex64",
           **dict.fromkeys(arguments(), lambda x: x.to(torch.complex64))),
     wrong("Q float64", TypeError, r"Q has dtype torch.float64, q has torch.float32", Q=torch.Tensor.double),
-    wrong("G float64", TypeError, r"G has dtype torch.float64, q has torch.float32", G=torch.Tensor.double),
+    wrong("G float64", TypeError, r"G has dtype torch.float64, q has torch.float32 \(G.to\(q\)\?\)",
+          G=torch.Tensor.double),
     wrong("b integer", TypeError, r"b has dtype torch.int64, q has torch.float32", b=torch.Tensor.long),
     wrong("ub boolean", TypeError, r"ub has dtype torch.bool, q has torch.float32", ub=torch.Tensor.bool),
     # devices
     wrong("Q on meta", ValueError, r"Q is on meta, q on cpu", Q=lambda x: x.to("meta")),
     wrong("h on meta", ValueError, r"h is on meta, q on cpu", h=lambda x: x.to("meta")),
     # numbers of dimensions
-    wrong("q a scalar", ValueError, r"q has 0 dimensions; expected 1, or 2 with a batch", q=torch.tensor(1.0)),
-    wrong("q with two batches", ValueError, r"q has 3 dimensions; expected 1, or 2", q=torch.ones(2, B, N)),
-    wrong("Q a vector", ValueError, r"Q has 1 dimensions; expected 2, or 3 with a batch", Q=torch.ones(N)),
-    wrong("Q with two batches", ValueError, r"Q has 4 dimensions; expected 2, or 3", Q=torch.ones(2, B, N, N)),
-    wrong("G a vector", ValueError, r"G has 1 dimensions; expected 2, or 3", G=torch.ones(N)),
-    wrong("h a scalar", ValueError, r"h has 0 dimensions; expected 1, or 2", h=torch.tensor(1.0)),
-    wrong("h a column", ValueError, r"h has 3 dimensions; expected 1, or 2", h=torch.ones(B, P, 1)),
-    wrong("A a vector", ValueError, r"A has 1 dimensions; expected 2, or 3", A=torch.ones(N)),
-    wrong("lb a scalar", ValueError, r"lb has 0 dimensions; expected 1, or 2", lb=torch.tensor(0.0)),
-    wrong("diagonal of a scalar", ValueError, r"Q has 0 dimensions; expected 1, or 2", Q=Diagonal(torch.tensor(1.0))),
+    wrong("q a scalar", ValueError, r"q has 0 dimensions; expected 1, or more with a batch", q=torch.tensor(1.0)),
+    wrong("Q a vector", ValueError, r"Q has 1 dimensions; expected 2.*Diagonal\(Q\)\?", Q=torch.ones(N)),
+    wrong("G a vector", ValueError, r"G has 1 dimensions; expected 2.*G\[None\]\?", G=torch.ones(N)),
+    wrong("h a column", ValueError, r"h has shape \(4, 2, 1\): p = 1, but another", h=torch.ones(B, P, 1)),
+    wrong("A a vector", ValueError, r"A has 1 dimensions; expected 2.*A\[None\]\?", A=torch.ones(N)),
+    wrong("diagonal of a scalar", ValueError, r"Q has 0 dimensions; expected 1, or", Q=Diagonal(torch.tensor(1.0))),
     # sizes
     wrong("no variable", ValueError, r"no variable", Q=torch.ones(0, 0), q=torch.ones(0), G=None, h=None, A=None,
           b=None, lb=None, ub=None),
@@ -92,9 +95,16 @@ WRONG_CALLS = [
     wrong("ub of other size", ValueError, r"ub has shape \(2,\): n = 2", ub=torch.ones(2)),
     wrong("a column as q", ValueError, r"q has shape \(3, 1\)|n = 1", q=torch.ones(N, 1)),
     # batches
-    wrong("two batch sizes", ValueError, r"h has batch 5, another argument 4", q=torch.ones(B, N), h=torch.ones(5, P)),
-    wrong("batch of one beside four", ValueError, r"batch 1, another argument 4", q=torch.ones(B, N),
-          Q=lambda x: x.expand(B, N, N), h=torch.ones(1, P)),
+    wrong("two batch sizes", ValueError, r"h has batch \(5,\), which cannot be broadcast to \(4,\)",
+          q=torch.ones(B, N), h=torch.ones(5, P)),
+    wrong("batches that do not broadcast", ValueError, r"h has batch \(3, 4\), which cannot be broadcast to \(2, 4\)",
+          q=torch.ones(2, B, N), h=torch.ones(3, B, P)),
+    # words
+    wrong("settings in a dictionary", TypeError, r"settings is a dict.*Settings\(\*\*settings\)\?",
+          settings={"tolerance": 1e-6}),
+    wrong("backend no string", TypeError, r"backend is the name of one", backend=cpu),
+    # tensors without memory of their own
+    wrong("a masked tensor", TypeError, r"q is a MaskedTensor, which wraps", q=lambda x: masked_tensor(x, x > 0)),
     # words
     wrong("unknown backend", ValueError, r"unknown backend 'gpu'; there are", backend="gpu"),
     wrong("backend for another device", ValueError, r"backend 'cuda' cannot be used", backend="cuda"),
@@ -108,7 +118,7 @@ def test_wrong_call(change: Change, exception: type[Exception], message: str) ->
     with pytest.raises(exception, match=message) as caught:
         optlayer.solve(**call)
     text = str(caught.value)
-    if "backend" not in call:  # the table of every argument: expected shape, and what was given
+    if call.keys() <= arguments().keys() and "wraps" not in text:  # the table: expected shape, and what was given
         for name in arguments():
             assert f"\n  {name}" in text or (name == "Q" and "\n  Q.d" in text)
         assert "expected (…, n, n)" in text or "expected (…, n)" in text

@@ -6,6 +6,7 @@ The algorithms of the kernels run on the CPU in csrc/tests/test_block.cpp (`make
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import torch
 from optlayer import Settings, kkt, solve
 from optlayer.backends import args, cpu, cuda, nvrtc, reference
 from optlayer.backends.base import Adjoint
-from optlayer.problem import Diagonal, Problem, check
-from optlayer.solution import Status
+from optlayer.core.status import Status
+from optlayer.matrices import Diagonal
+from optlayer.problem import Problem, check
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 H200 = (132, 232448, 233472)  # multiprocessors; bytes of shared memory to a block, to a multiprocessor
@@ -160,10 +162,44 @@ def test_a_cache_that_cannot_be_written_is_done_without(compiler: Counting, monk
 def test_a_damaged_entry_is_compiled_again(compiler: Counting, tmp_path) -> None:
     nvrtc.build({"A": 1}, "sm_90")
     (entry,) = (tmp_path / "optlayer").iterdir()
-    entry.write_bytes(b"")
+    whole = entry.read_bytes()
+    changed = bytes([*whole[:-1], whole[-1] ^ 1])
+    for calls, content in enumerate((b"", b"\x7fELF", whole[:-1], changed, whole[32:]), start=2):
+        entry.write_bytes(content)
+        code = nvrtc.build({"A": 1}, "sm_90")
+        assert len(compiler.calls) == calls
+        assert code.startswith(b"\x7fELF")
+        assert nvrtc.build({"A": 1}, "sm_90") == code, "written anew, whole"
+        assert len(compiler.calls) == calls
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and modes are POSIX")
+def test_what_others_may_have_written_is_ignored(compiler: Counting, monkeypatch, tmp_path) -> None:
     nvrtc.build({"A": 1}, "sm_90")
-    assert len(compiler.calls) == 2
-    assert entry.read_bytes().startswith(b"\x7fELF")
+    folder = tmp_path / "optlayer"
+    (entry,) = folder.iterdir()
+    whole = entry.read_bytes()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert entry.stat().st_mode & 0o777 == 0o600
+
+    def calls() -> int:
+        before = len(compiler.calls)
+        assert nvrtc.build({"A": 1}, "sm_90").startswith(b"\x7fELF")
+        return len(compiler.calls) - before
+
+    assert calls() == 0
+    entry.chmod(0o666)
+    assert calls() == 1, "a file that all may write"
+    assert calls() == 0, "has been replaced by our own"
+    folder.chmod(0o777)
+    assert calls() == calls() == 1, "nothing is read from a folder that all may write, nor put there"
+    folder.chmod(0o700)
+    (tmp_path / "elsewhere").write_bytes(whole)
+    entry.unlink()
+    entry.symlink_to(tmp_path / "elsewhere")
+    assert calls() == 1, "a link"
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert calls() == calls() == 1, "another user's folder"
 
 
 def test_kernels_of_a_first_call_are_compiled_at_the_same_time_and_loaded_once(monkeypatch, tmp_path) -> None:

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import optlayer
-from optlayer import Diagonal, Settings, implicit
+from optlayer import Diagonal, Settings, matrices
 from optlayer.backends import cpu, reference
+from optlayer.core.structure import NAMES
 from optlayer.point import Point
-from optlayer.problem import NAMES, check
+from optlayer.problem import check
 
 BACKENDS = [name for name in ("cpu", "reference") if optlayer.available()[name] is None]
 OUTPUTS = ("z", "s", "lam", "nu", "lam_lb", "lam_ub")
@@ -243,13 +244,13 @@ def test_shared_tensors_get_the_sum_over_the_batch(name: str, backend: str) -> N
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     formed: list[torch.Size] = []
-    original = implicit.outer_products
+    original = matrices.outer_products
 
-    def spy(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def spy(kind: object, M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         formed.append(M.shape)
-        return original(M, *pairs)
+        return original(kind, M, *pairs)
 
-    monkeypatch.setattr(implicit, "outer_products", spy)
+    monkeypatch.setattr(matrices, "outer_products", spy)
     data = draw("q")
     for name, shapes in (("q", []), ("h", []), ("lb", []), ("G", [data["G"].shape]), ("A", [data["A"].shape])):
         formed.clear()

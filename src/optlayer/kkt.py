@@ -12,25 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optlayer.problem import Diagonal, Problem
+from optlayer import matrices
+from optlayer.matrices import Diagonal, Matrix, magnitude
+from optlayer.problem import Problem
 
-
-def mul_Q(Q: Tensor | Diagonal, z: Tensor) -> Tensor:
-    """Q z with the symmetric part of Q; z (B, n)."""
-    if isinstance(Q, Diagonal):
-        return Q.d * z
-    return 0.5 * (mul(Q, z) + mul_t(Q, z))
-
-
-def mul(M: Tensor, x: Tensor) -> Tensor:
-    """M x for M (r, c) or (B, r, c) and x (B, c)."""
-    # Four equal columns: with one, BLAS takes another path for a batch of one, and rounds differently.
-    return x @ M.mT if M.dim() == 2 else (M @ x.unsqueeze(-1).expand(-1, -1, 4))[..., 0]
-
-
-def mul_t(M: Tensor, y: Tensor) -> Tensor:
-    """Mᵀ y for M (r, c) or (B, r, c) and y (B, r)."""
-    return y @ M if M.dim() == 2 else (M.mT @ y.unsqueeze(-1).expand(-1, -1, 4))[..., 0]
+mul_Q, mul, mul_t = matrices.symmetric_times, matrices.times, matrices.times_t
 
 
 def largest(x: Tensor) -> Tensor:
@@ -87,20 +73,20 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     Q, q = problem.Q, problem.q
     Qz, nothing, size, rounding = mul_Q(Q, z), z.new_zeros(len(z)), z.abs(), torch.finfo(z.dtype).eps
     data = torch.maximum(largest(Qz), largest(q.expand_as(z)))
-    terms = [data, largest(mul_Q(Diagonal(Q.d.abs()) if isinstance(Q, Diagonal) else Q.abs(), size))]
+    terms = [data, largest(mul_Q(magnitude(Q), size))]
     stationarity, primal, off, signs = Qz + q, nothing, nothing, nothing
     zQz, qz = (z * Qz).sum(-1), (z * q).sum(-1)
     constants = [nothing]
     for M, side, y, equality in ((problem.G, problem.h, lam, False), (problem.A, problem.b, nu, True)):
-        if M is None or side is None or not M.shape[-2]:
+        if M is None or side is None or not side.shape[-1]:
             continue
-        stationarity, magnitude = stationarity + mul_t(M, y), M.abs()
-        terms.append(largest(mul_t(magnitude, y.abs())))
+        stationarity, sizes = stationarity + mul_t(M, y), magnitude(M)
+        terms.append(largest(mul_t(sizes, y.abs())))
         violation = mul(M, z) - side
         if equality:
             violation = violation.abs()
         there = finite(side).abs().expand_as(violation)
-        entering = torch.maximum(mul(magnitude, size), there)
+        entering = torch.maximum(mul(sizes, size), there)
         primal = torch.maximum(primal, violation.amax(-1))
         off = torch.maximum(off, ((violation + rounding * entering) / _allowed(entering, there)).amax(-1))
         constants.append((finite(side) * y).sum(-1))
@@ -154,7 +140,7 @@ def farkas_residual(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, l
     for M, side, multiplier in ((problem.G, problem.h, lam), (problem.A, None, nu)):
         if M is not None:
             total = total + mul_t(M, multiplier)
-            sizes = torch.maximum(sizes, largest(mul_t(M.abs(), multiplier.abs())))
+            sizes = torch.maximum(sizes, largest(mul_t(magnitude(M), multiplier.abs())))
             bad = bad if side is None else torch.maximum(bad, largest(wrong(multiplier, side)))
     for bound, multiplier, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
         if bound is not None:
@@ -178,8 +164,9 @@ def ray_residual(problem: Problem, z: Tensor) -> Tensor:
         The largest violation, each row relative to its largest entry times the largest of z, (B,); inf unless qᵀz < 0.
     """
 
-    def rows(M: Tensor) -> Tensor:
+    def rows(M: Matrix) -> Tensor:
         """M z, each row relative to its largest entry."""
+        assert isinstance(M, Tensor)
         size = M.abs().amax(-1)
         return mul(M, z) / torch.where(size > 0, size, 1.0)
 

@@ -1,5 +1,5 @@
-"""The leaves of implicit.py as torch operators, for whoever traces or compiles: `optlayer::solve` and
-`optlayer::kkt_solve`.
+"""The leaves of autograd.py as torch operators, for whoever traces or compiles: `optlayer::solve` and
+`optlayer::kkt_solve`. (The derivative of the first is registered in autograd.py.)
 
 An operator takes and returns tensors and plain values only, so the settings travel one by one and the backend by its
 name; it is chosen when the graph runs. Eager calls never come here: an operator in Python costs 50 µs.
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optlayer import implicit
+from optlayer import _torch, matrices
 from optlayer.backends.base import Adjoint
-from optlayer.call import VALUES, VERDICT, Call, Fold, kkt_vmap, transformed
+from optlayer.call import DATA, VALUES, VERDICT, Call, Fold, kkt_vmap
+from optlayer.core.settings import Settings
+from optlayer.core.structure import DENSE, DIAGONAL
 from optlayer.point import Point
-from optlayer.problem import Diagonal
 from optlayer.problem import check as check_problem
-from optlayer.settings import Settings
 
 _DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub"
 _POINT = "Tensor z, Tensor rest, Tensor counts, Tensor residuals, Tensor factor"
@@ -28,6 +28,7 @@ _OPTIONS = (
     "bool diagonal, float? tolerance, int max_iterations, bool polish, str gradient, float smoothing, str backend, "
     "bool check, bool keep_factor"
 )
+OPTIONS = 9
 
 # Outputs of solve: Point, its factor (one tensor of bytes, empty: none), and the relaxed point (empty: not smoothed).
 _RETURNS = ", ".join(["Tensor"] * (2 * VALUES + VERDICT + 1))
@@ -37,26 +38,26 @@ torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTI
 
 def _options(call: Call, keep_factor: bool) -> tuple[Any, ...]:
     """The plain arguments of a call."""
-    x, diagonal = call.settings, call.form.diagonal
+    x, diagonal = call.settings, call.structure.diagonal
     name = call.engine if isinstance(call.engine, str) else call.engine.name
     return (
         diagonal, x.tolerance, x.max_iterations, x.polish, x.gradient, x.smoothing, name, call.check, keep_factor,
     )
 
 
-def _call(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
+def call_of(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
     """The call of flat arguments; its backend stays a name."""
     diagonal, tolerance, max_iterations, polish, gradient, smoothing, backend, check, _ = chosen
     settings = Settings(tolerance, max_iterations, polish, gradient, smoothing)
     Q, *rest = tensors
-    form = check_problem(Diagonal(Q) if diagonal else Q, *rest).form
-    return Call(form, settings, backend, check, transformed())
+    structure = check_problem(matrices.wrap(DIAGONAL if diagonal else DENSE, Q), *rest).structure
+    return Call(structure, settings, backend, check, _torch.transformed())
 
 
 def _split(args: Sequence[Any]) -> tuple[Call, Sequence[Any], Point, Adjoint]:
     """The flat arguments of kkt_solve."""
-    at = 8 + VALUES + VERDICT
-    call = _call(args[:8], args[at + 6 :])
+    at = DATA + VALUES + VERDICT
+    call = call_of(args[:DATA], args[at + 6 :])
     return call, *call.split((*args[:at], *_factor(args[at]), *args[at + 1 : at + 6]))
 
 
@@ -66,23 +67,14 @@ def _factor(factor: Tensor) -> tuple[Tensor, ...]:
 
 
 def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor, ...]:
-    """call.solve by the operator."""
-    return _outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep_factor and _any_size())))
+    """call.solve by the operator.
 
-
-def _any_size() -> bool:
-    """Whether the graph being traced may hold a tensor, the factor, whose size is known only when it runs.
-
-    torch.compile breaks the graph there, except with `fullgraph=True` in newer versions (in 2.13, not in 2.6). So
-    without, the factor is not kept, and the derivative makes it anew.
+    torch.compile breaks the graph at a tensor, the factor, whose size is known only when it runs, except with
+    `fullgraph=True` in newer versions (in 2.13, not in 2.6). There the factor is not kept, and the derivative makes it
+    anew.
     """
-    context = torch._guards.TracingContext.try_get()
-    shapes = context.fake_mode.shape_env if context and context.fake_mode else None
-    return shapes is None or shapes.allow_dynamic_output_shape_ops
-
-
-# What torch.compiler.assume_constant_result does, which imports the whole compiler: called when the graph is traced.
-_any_size._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    keep = keep_factor and _torch.dynamic_output_sizes()
+    return outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep)))
 
 
 def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Tensor]) -> Adjoint:
@@ -97,13 +89,13 @@ def kkt_solve(call: Call, tensors: Sequence[Any], point: Point, rhs: Sequence[Te
 
 @torch.library.impl("optlayer::solve", ("CPU", "CUDA"))
 def _solve(*args: Any) -> tuple[Tensor, ...]:
-    tensors, chosen = args[:8], args[8:]
-    call = _call(tensors, chosen)
-    outputs = [x.clone() for x in call.solve(tensors, chosen[-1])]  # an operator's outputs share no memory
+    tensors, chosen = args[:DATA], args[DATA:]
+    call = call_of(tensors, chosen)
+    found = [x.clone() for x in call.solve(tensors, chosen[-1])]  # an operator's outputs share no memory
     q = tensors[1]
     nothing = q.new_empty(0, dtype=torch.uint8)
     at = VALUES + VERDICT
-    point, relaxed, factor = outputs[:at], outputs[at : call.fields], outputs[call.fields :]
+    point, relaxed, factor = found[:at], found[at : call.fields], found[call.fields :]
     single = factor[0] if len(factor) == 1 and factor[0].dtype == torch.uint8 else nothing
     return (*point, single, *(relaxed or [q.new_empty(0) for _ in range(VALUES)]))
 
@@ -119,10 +111,10 @@ def _kkt_solve(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("optlayer::solve")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    tensors, chosen = args[:8], args[8:]
-    call, q = _call(tensors, chosen), tensors[1]
-    batch = 1 if call.form.batch is None else call.form.batch
-    columns = (call.form.n, sum(call.form.widths))
+    tensors, chosen = args[:DATA], args[DATA:]
+    call, q = call_of(tensors, chosen), tensors[1]
+    batch = call.structure.members
+    columns = (call.structure.n, sum(call.structure.widths))
     values = [q.new_empty(batch, width) for width in columns]
     verdict = (q.new_empty(batch, 2, dtype=torch.int32), q.new_empty(batch, 3))
     size = torch.library.get_ctx().new_dynamic_size() if chosen[-1] else 0
@@ -132,49 +124,31 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("optlayer::kkt_solve")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    at = 8 + VALUES + VERDICT + 1
+    at = DATA + VALUES + VERDICT + 1
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[at : at + 5])
 
 
-def _outputs(call: Call, flat: Sequence[Any]) -> tuple[Any, ...]:
+def outputs(call: Call, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Outputs of the operator as those of Call.solve."""
     at = VALUES + VERDICT
     return (*flat[:at], *flat[at + 1 : at + 1 + VALUES * call.smoothed], flat[at])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.call = _call(inputs[:8], inputs[8:])
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[VALUES : VALUES + VERDICT + 1])
-    ctx.save_for_backward(*inputs[:8], *output)
-
-
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    tensors, flat = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
-    grads = implicit.pullback(
-        ctx.call, tensors, _outputs(ctx.call, flat), _outputs(ctx.call, upstream), ctx.needs_input_grad[:8]
-    )
-    return (*grads, *(None,) * 9)
-
-
-torch.library.register_autograd("optlayer::solve", _backward, setup_context=_setup_context)
-
-
 @torch.library.register_vmap("optlayer::solve")
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    tensors, chosen = args[:8], args[8:]
+    tensors, chosen = args[:DATA], args[DATA:]
     folded = Fold(info.batch_size, _logical(tensors, in_dims, chosen))
-    outputs = torch.ops.optlayer.solve(*folded.tensors(tensors, in_dims[:8]), *chosen)
+    found = torch.ops.optlayer.solve(*folded.tensors(tensors, in_dims[:DATA]), *chosen)
     at = VALUES + VERDICT
-    values, dims = folded.unfold(outputs[:at], at)
-    relaxed, more = folded.unfold(outputs[at + 1 :], VALUES if folded.call.smoothed else 0)
-    return (*values, outputs[at], *relaxed), (*dims, None, *more)
+    values, dims = folded.unfold(found[:at], at)
+    relaxed, more = folded.unfold(found[at + 1 :], VALUES if folded.call.smoothed else 0)
+    return (*values, found[at], *relaxed), (*dims, None, *more)
 
 
 @torch.library.register_vmap("optlayer::kkt_solve")
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    at = 8 + VALUES + VERDICT
-    tensors, factor = args[:8], _factor(args[at])
+    at = DATA + VALUES + VERDICT
+    tensors, factor = args[:DATA], _factor(args[at])
     dims = (*in_dims[:at], *([None] * len(factor)), *in_dims[at + 1 : at + 6])
     call = _logical(tensors, dims, args[at + 6 :])
     return kkt_vmap(info.batch_size, dims, call, (*args[:at], *factor, *args[at + 1 : at + 6]), kkt_solve)
@@ -182,5 +156,5 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
 
 def _logical(tensors: Sequence[Any], dims: Sequence[Any], chosen: Sequence[Any]) -> Call:
     """The call as the vmapped function sees it."""
-    seen = [x if d is None else x.select(d, 0) for x, d in zip(tensors, dims[:8], strict=True)]
-    return _call(seen, chosen)
+    seen = [x if d is None else x.select(d, 0) for x, d in zip(tensors, dims[:DATA], strict=True)]
+    return call_of(seen, chosen)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from optlayer import _torch
 
 FIELDS = (
     "z", "s", "lam", "nu", "lam_lb", "lam_ub", "status", "iterations", "primal_residual", "dual_residual", "gap",
@@ -16,23 +20,23 @@ class Point:
     Four tensors instead of eleven: a small solve costs less than it takes autograd to handle so many.
 
     Args:
-        z: (B, n).
+        z: (B, n), or with the batch dimensions of the results in place of B.
         rest: s, lam, nu, lam_lb and lam_ub side by side, (B, Σ widths).
         counts: status and iterations, int32, (B, 2).
         residuals: primal and dual residual and gap, (B, 3).
-        widths: columns of the parts of `rest` (`Problem.widths`).
-        factor: the backend's own, for `kkt_solve`; () when not kept.
+        widths: columns of the parts of `rest` (`Structure.widths`).
+        factor: the backend's own, for `kkt_solve`: tensors; () when not kept.
         unsolved: number of members that are not solved, where it is known without reading `counts`.
     """
 
-    __slots__ = ("counts", "factor", "residuals", "rest", "unsolved", "widths", "z")
+    __slots__ = ("_counts", "_residuals", "factor", "rest", "shaped", "unsolved", "verdict", "widths")
 
     def __init__(
-        self, z: Tensor, rest: Tensor, counts: Tensor, residuals: Tensor, widths: tuple[int, ...],
-        factor: tuple[Tensor, ...] = (), unsolved: int | None = None,
+        self, z: Tensor, rest: Tensor, counts: Tensor | None, residuals: Tensor | None, widths: tuple[int, ...],
+        factor: tuple[Any, ...] = (), unsolved: int | None = None, verdict: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.z, self.rest, self.counts, self.residuals = z, rest, counts, residuals
-        self.widths, self.factor, self.unsolved = widths, factor, unsolved
+        self.shaped, self.rest, self._counts, self._residuals = z, rest, counts, residuals
+        self.widths, self.factor, self.unsolved, self.verdict = widths, factor, unsolved, verdict
 
     @classmethod
     def of(
@@ -41,19 +45,44 @@ class Point:
     ) -> Point:  # fmt: skip
         """The point of its fields."""
         parts = (s, lam, nu, lam_lb, lam_ub)
-        z = z.data if z._is_view() else z  # autograd must not see what it is a part of
+        z = z.data if _torch.is_view(z) else z  # autograd must not see what it is a part of
         counts = torch.stack([status, iterations], -1)
         residuals = torch.stack([primal_residual, dual_residual, gap], -1)
         return cls(z, torch.cat(parts, -1), counts, residuals, tuple(x.shape[-1] for x in parts))
 
-    def _part(self, i: int) -> Tensor:
+    @property
+    def z(self) -> Tensor:
+        """(B, n)."""
+        z = self.shaped
+        return z if z.dim() == 2 else z.reshape(-1, z.shape[-1])
+
+    @property
+    def counts(self) -> Tensor:
+        if self._counts is None:  # residuals, then two int32 in the room of one or two numbers
+            assert self.verdict is not None
+            self._counts = self.verdict[:, 3:].view(torch.int32)
+        return self._counts
+
+    @property
+    def residuals(self) -> Tensor:
+        if self._residuals is None:
+            assert self.verdict is not None
+            self._residuals = self.verdict[:, :3]
+        return self._residuals
+
+    def others(self) -> tuple[Any, ...]:
+        """The arguments of Point after z and rest."""
+        return self._counts, self._residuals, self.widths, self.factor, self.unsolved, self.verdict
+
+    def part(self, i: int) -> Tensor:
+        """Part i of `rest`, in the order of core.structure.PARTS."""
         return self.rest.narrow(-1, sum(self.widths[:i]), self.widths[i])
 
-    s = property(lambda self: self._part(0))
-    lam = property(lambda self: self._part(1))
-    nu = property(lambda self: self._part(2))
-    lam_lb = property(lambda self: self._part(3))
-    lam_ub = property(lambda self: self._part(4))
+    s = property(lambda self: self.part(0))
+    lam = property(lambda self: self.part(1))
+    nu = property(lambda self: self.part(2))
+    lam_lb = property(lambda self: self.part(3))
+    lam_ub = property(lambda self: self.part(4))
     status = property(lambda self: self.counts[..., 0])
     iterations = property(lambda self: self.counts[..., 1])
     primal_residual = property(lambda self: self.residuals[..., 0])

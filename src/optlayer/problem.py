@@ -2,79 +2,28 @@
 
     minimise    ½ zᵀQz + qᵀz
     subject to  A z = b,   G z ≤ h,   lb ≤ z ≤ ub
+
+Behind the door there is at most one batch dimension: others, and those that are broadcast, are folded into it here and
+unfolded by `Solution`, by operations that autograd sees.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optlayer import _torch, matrices
+from optlayer.core.structure import CSR, MATRICES, NAMES, Kind, Structure
+from optlayer.matrices import Diagonal, Matrix
 
-class Diagonal:
-    """A diagonal matrix given by its diagonal.
-
-    Args:
-        d: the diagonal, shape (…, n).
-    """
-
-    __slots__ = ("d",)
-
-    def __init__(self, d: Tensor) -> None:
-        self.d = d
-
-    def dense(self) -> Tensor:
-        """The matrix itself, shape (…, n, n)."""
-        return torch.diag_embed(self.d)
-
-    def __repr__(self) -> str:
-        return f"Diagonal({tuple(self.d.shape)})"
-
-
-NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
 _SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": "n", "ub": "n"}
 _DTYPES = (torch.float32, torch.float64)
-
-
-class Form:
-    """What all problems of the same shapes have in common; found once for them.
-
-    Attributes:
-        n, m, p: variables, equalities, rows of G.
-        batch: members; None when no tensor has a batch dimension, and neither have the results.
-        dtype, device: of all tensors.
-        diagonal: whether Q is given by its diagonal.
-        sparse: whether some matrix is sparse (in CSR layout).
-        ranks: dimensions of the eight tensors without the batch.
-        widths: columns of s, lam, nu, lam_lb and lam_ub.
-    """
-
-    __slots__ = ("batch", "device", "diagonal", "dtype", "m", "n", "p", "ranks", "sparse", "widths")
-
-    def __init__(
-        self, tensors: Sequence[Tensor | None], n: int, m: int, p: int, batch: int | None, diagonal: bool
-    ) -> None:
-        self.n, self.m, self.p, self.diagonal = n, m, p, diagonal
-        self.ranks = (1 if diagonal else 2, 1, 2, 1, 2, 1, 1, 1)
-        self.widths = (p, p, m, 0 if tensors[6] is None else n, 0 if tensors[7] is None else n)
-        self.batch = batch
-        self._fit(tensors)
-
-    def _fit(self, tensors: Sequence[Tensor | None]) -> None:
-        q = tensors[1]
-        assert q is not None
-        self.dtype, self.device = q.dtype, q.device
-        self.sparse = any(x is not None and x.layout != torch.strided for x in tensors)
-
-    def with_batch(self, batch: int | None) -> Form:
-        """The same with another batch."""
-        other = copy.copy(self)
-        other.batch = batch
-        return other
+_FILLED = {"h": "p", "b": "m", "lb": "n", "ub": "n"}
+"""What may be a number, and its size."""
 
 
 class Problem:
@@ -83,44 +32,75 @@ class Problem:
     Not to be changed. (A frozen dataclass would say so, but takes as long to make as a small problem to solve.)
     """
 
-    __slots__ = (*NAMES, "form")
+    __slots__ = (*NAMES, "structure")
 
     def __init__(
-        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None, h: Tensor | None, A: Tensor | None, b: Tensor | None,
-        lb: Tensor | None, ub: Tensor | None, form: Form,
+        self, Q: Matrix, q: Tensor, G: Matrix | None, h: Tensor | None, A: Matrix | None, b: Tensor | None,
+        lb: Tensor | None, ub: Tensor | None, structure: Structure,
     ) -> None:  # fmt: skip
         self.Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub = Q, q, G, h, A, b, lb, ub
-        self.form = form
+        self.structure = structure
 
-    n = property(lambda self: self.form.n)
-    m = property(lambda self: self.form.m)
-    p = property(lambda self: self.form.p)
-    batch = property(lambda self: self.form.batch)
-    dtype = property(lambda self: self.form.dtype)
-    device = property(lambda self: self.form.device)
-    widths = property(lambda self: self.form.widths)
-    sparse = property(lambda self: self.form.sparse)
+    @property
+    def n(self) -> int:
+        return self.structure.n
+
+    @property
+    def m(self) -> int:
+        return self.structure.m
+
+    @property
+    def p(self) -> int:
+        return self.structure.p
+
+    @property
+    def batch(self) -> int | None:
+        return self.structure.batch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.structure.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.structure.device
+        return device
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.structure.widths
+
+    @property
+    def sparse(self) -> bool:
+        return self.structure.sparse
 
     @classmethod
-    def of(cls, tensors: Sequence[Any], form: Form) -> Problem:
-        """The problem of eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
+    def of(cls, tensors: Sequence[Any], structure: Structure) -> Problem:
+        """The problem of tensors in the order of NAMES, each standing for its matrix."""
         Q, q, G, h, A, b, lb, ub = tensors
-        return cls(Diagonal(Q) if form.diagonal else Q, q, G, h, A, b, lb, ub, form)
+        kind_Q, kind_G, kind_A = structure.kinds
+        return cls(
+            matrices.wrap(kind_Q, Q), q, matrices.wrap(kind_G, G), h, matrices.wrap(kind_A, A), b, lb, ub, structure
+        )
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The eight tensors in the order of NAMES (the diagonal where Q is diagonal)."""
-        Q = self.Q.d if isinstance(self.Q, Diagonal) else self.Q
-        return (Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub)
+        """The tensors in the order of NAMES; of a matrix, what stands for it (the diagonal where Q is diagonal)."""
+        Q, G, A = self.Q, self.G, self.A
+        return (
+            Q.values if type(Q) is Diagonal else Q, self.q, G.values if type(G) is Diagonal else G, self.h,
+            A.values if type(A) is Diagonal else A, self.b, self.lb, self.ub,
+        )  # type: ignore[return-value]  # fmt: skip
 
     def rank(self, name: str) -> int:
         """Dimensions of tensor `name` without the batch."""
-        rank: int = self.form.ranks[NAMES.index(name)]
+        rank: int = self.structure.ranks[NAMES.index(name)]
         return rank
 
     def select(self, members: Tensor | list[int]) -> Problem:
         """The problem of some members, in the order given."""
         picked: list[Tensor | None] = []
-        for tensor, rank in zip(self.tensors(), self.form.ranks, strict=True):
+        for tensor, rank in zip(self.tensors(), self.structure.ranks, strict=True):
             batched = tensor is not None and tensor.dim() > rank
             picked.append(tensor[members] if batched else tensor)  # type: ignore[index]
         return self.replace(picked, len(members))
@@ -129,137 +109,237 @@ class Problem:
         """The problem of one member, as a batch of one."""
         return self.select([index])
 
-    def replace(self, tensors: list[Tensor | None] | tuple[Tensor | None, ...], batch: int | None) -> Problem:
+    def reshaped(self, shape: tuple[int, ...]) -> Problem:
+        """The same with other batch dimensions of the results, of as many members; () of one drops the batch."""
+        tensors = self.tensors()
+        if not shape:
+            pairs = zip(tensors, self.structure.ranks, strict=True)
+            tensors = tuple(x if x is None or x.dim() == rank else x[0] for x, rank in pairs)
+        return Problem.of(tensors, self.structure.changed(shape=shape))
+
+    def replace(self, tensors: Sequence[Tensor | None], batch: int | None) -> Problem:
         """The same problem with other tensors (order of NAMES, same kinds) and batch."""
-        form = self.form.with_batch(batch)
-        form._fit(tensors)
-        return Problem.of(tensors, form)
+        q = tensors[1]
+        assert q is not None
+        kinds = tuple(_kind_now(kind, tensors[i]) for kind, i in zip(self.structure.kinds, MATRICES, strict=True))
+        shape = () if batch is None else (batch,)
+        return Problem.of(tensors, self.structure.changed(shape=shape, dtype=q.dtype, device=q.device, kinds=kinds))
+
+
+def _kind_now(kind: Kind, tensor: Tensor | None) -> Kind:
+    """The kind after a sparse tensor was perhaps replaced by a dense one."""
+    return matrices.of("", tensor)[0] if kind is CSR and tensor is not None else kind
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
 
 
 def check(
-    Q: Tensor | Diagonal,
-    q: Tensor,
-    G: Tensor | None = None,
-    h: Tensor | None = None,
-    A: Tensor | None = None,
-    b: Tensor | None = None,
-    lb: Tensor | None = None,
-    ub: Tensor | None = None,
+    Q: Any, q: Any, G: Any = None, h: Any = None, A: Any = None, b: Any = None, lb: Any = None, ub: Any = None
 ) -> Problem:
     """The checked Problem of these tensors.
 
     Raises:
-        TypeError: for what is not a floating-point tensor, or mixed dtypes.
+        TypeError: for what is not a floating-point tensor (numbers are, for h, b, lb and ub), or mixed dtypes.
         ValueError: for shapes or devices that do not fit; the message shows every argument.
     """
-    key = _key(Q, q, G, h, A, b, lb, ub)
+    values = (Q.d if type(Q) is Diagonal else Q, q, G, h, A, b, lb, ub)
+    key = None if torch.compiler.is_compiling() else _key(Q, values)
     known = None if key is None else _known.get(key)
-    if known is not None:
-        return Problem(Q, q, G, h, A, b, lb, ub, known)
-    problem = _checked(Q, q, G, h, A, b, lb, ub)
-    if key is not None and not problem.sparse:
-        if len(_known) >= 1000:
-            _known.clear()
-        _known[key] = problem.form
-    return problem
+    if known is None:
+        return _checked(Q, q, G, h, A, b, lb, ub, key)
+    structure, folds = known
+    if folds is None:
+        return Problem(Q, q, G, h, A, b, lb, ub, structure)
+    return Problem.of(_folded(values, folds, structure), structure)
 
 
-_known: dict[Any, Form] = {}
-"""The form of what has passed the check: training asks the same question again and again."""
+_Folds = tuple["tuple[tuple[int, ...] | None, tuple[int, ...]] | None", ...]
+_known: dict[Any, tuple[Structure, _Folds | None]] = {}
+"""The structure of what has passed the check: training asks the same question again and again."""
 
 
-def _key(Q: Any, *others: Any) -> Any:
-    """All that the check looks at; None where it cannot be a key: symbolic sizes, wrong types, tracing."""
-    if torch.compiler.is_compiling():
-        return None
-    diagonal = type(Q) is Diagonal
-    tensors = (Q.d if diagonal else Q, *others)
+def _key(Q: Any, values: Sequence[Any]) -> Any:
+    """All that the check looks at; None where it cannot be a key: symbolic sizes, numbers, wrong types."""
     try:
-        key = (diagonal, *[x if x is None else (x.shape, x.dtype, x.device, x.layout) for x in tensors])
+        key = (
+            type(Q) is Diagonal,
+            *[x if x is None else (x.shape, x.dtype, x.device, x.layout, type(x)) for x in values],
+        )
         hash(key)
-    except (AttributeError, TypeError):  # not a tensor; sizes that are symbols
+    except (AttributeError, TypeError):
         return None
     return key
 
 
-def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any) -> Problem:
-    diagonal = isinstance(Q, Diagonal)
-    if not diagonal:
-        Q = _dense_or_csr("Q", Q)
-    G, A = _dense_or_csr("G", G), _dense_or_csr("A", A)
-    values = (Q.d if isinstance(Q, Diagonal) else Q, q, G, h, A, b, lb, ub)
-    for name, value in zip(NAMES, values, strict=True):
-        if value is None:
-            if name in ("Q", "q"):
-                raise TypeError(f"{name} is required\n{_table(values, diagonal)}")
-        elif not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}, not a tensor\n{_table(values, diagonal)}")
-    if (G is None) != (h is None) or (A is None) != (b is None):
-        pair = "G and h" if (G is None) != (h is None) else "A and b"
-        raise ValueError(f"{pair} must be given together\n{_table(values, diagonal)}")
-    dtype, device = q.dtype, q.device
-    if dtype not in _DTYPES:
-        raise TypeError(f"q has dtype {dtype}; float32 and float64 are supported\n{_table(values, diagonal)}")
-    sizes = {"n": q.shape[-1]} if q.dim() else {}  # q sets the size; others are measured by it
-    batch: int | None = None
-    for name, value in zip(NAMES, values, strict=True):
-        if value is None:
-            continue
-        if value.dtype != dtype:
-            raise TypeError(f"{name} has dtype {value.dtype}, q has {dtype}\n{_table(values, diagonal)}")
-        if value.device != device:
-            raise ValueError(f"{name} is on {value.device}, q on {device}\n{_table(values, diagonal)}")
-        form = "n" if diagonal and name == "Q" else _SHAPES[name]
-        extra = value.dim() - len(form)
-        if extra not in (0, 1):
-            raise ValueError(
-                f"{name} has {value.dim()} dimensions; expected {len(form)}, or {len(form) + 1} with a batch"
-                f"\n{_table(values, diagonal)}"
-            )
-        shape = value.shape
-        if extra:
-            if batch is None:
-                batch = shape[0]
-            elif batch != shape[0]:
-                raise ValueError(f"{name} has batch {shape[0]}, another argument {batch}\n{_table(values, diagonal)}")
+def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any, key: Any) -> Problem:
+    kinds, given = [], [Q, q, G, h, A, b, lb, ub]
+    for i in MATRICES:
+        kind, given[i] = matrices.of(NAMES[i], given[i])
+        kinds.append(kind)
+    door = _Door(given, kinds)
+    structure, folds = door.structure()
+    if key is not None and not structure.sparse:
+        if len(_known) >= 1000:
+            _known.clear()
+        _known[key] = structure, folds
+    tensors = given if folds is None else _folded(given, folds, structure)
+    return Problem.of(tensors, structure)
+
+
+def _folded(values: Sequence[Any], folds: _Folds, structure: Structure) -> list[Any]:
+    """The tensors with their batch dimensions folded into one, or into none where they are shared."""
+    found = []
+    for x, fold in zip(values, folds, strict=True):
+        if fold is not None:
+            expanded, shape = fold
+            x = (x if expanded is None else x.expand(expanded)).reshape(shape)
+        found.append(x)
+    return found
+
+
+class _Door:
+    """The check of one set of arguments. `given` may hold numbers, which are replaced by tensors."""
+
+    def __init__(self, given: list[Any], kinds: list[Kind]) -> None:
+        self.given, self.kinds = given, kinds
+        self.forms = dict(_SHAPES)
+        for i, kind in zip(MATRICES, kinds, strict=True):
+            if kind.rank == 1:
+                self.forms[NAMES[i]] = "n"
+        self.sizes: dict[str, Any] = {}
+        self.whose: dict[str, str] = {}
+
+    def wrong(self, error: type[Exception], message: str, hint: str = "") -> Exception:
+        return error(f"{message}{f' ({hint})' if hint else ''}\n{self.table()}")
+
+    def structure(self) -> tuple[Structure, _Folds | None]:
+        """What the arguments have in common, and how their batch dimensions are folded (None: they need not be)."""
+        self.types()
+        batches = [None if x is None else self.batch_of(i, x) for i, x in enumerate(self.given)]
+        if self.sizes["n"] < 1:
+            raise self.wrong(ValueError, "the problem has no variable")
+        self.fill()
+        shape = self.broadcast(batches)
+        n, q = self.sizes["n"], self.given[1]
+        structure = Structure(
+            n, self.sizes.get("m", 0), self.sizes.get("p", 0), shape, tuple(self.kinds),  # type: ignore[arg-type]
+            lower=self.given[6] is not None, upper=self.given[7] is not None, dtype=q.dtype, device=q.device,
+        )
+        return structure, self.folds(batches, structure)
+
+    def types(self) -> None:
+        """Tensors of one dtype on one device, in pairs."""
+        given = self.given
+        for i, (name, x) in enumerate(zip(NAMES, given, strict=True)):
+            if x is None:
+                if name in ("Q", "q"):
+                    raise self.wrong(TypeError, f"{name} is required")
+            elif isinstance(x, Tensor):
+                _plain(name, x)
+            elif not (name in _FILLED and isinstance(x, Real) and not isinstance(x, bool)):
+                foreign = type(x).__module__.split(".")[0] in ("numpy", "scipy")
+                hint = "torch.as_tensor(…)?" if foreign else ""
+                hint = "a number is for h, b, lb, ub" if isinstance(x, Real) and not foreign else hint
+                raise self.wrong(TypeError, f"{name} is a {type(x).__name__}, not a tensor", hint)
+            else:
+                given[i] = float(x)
+        for matrix, side in (("G", "h"), ("A", "b")):
+            if (given[NAMES.index(matrix)] is None) != (given[NAMES.index(side)] is None):
+                raise self.wrong(ValueError, f"{matrix} and {side} must be given together")
+        q = given[1]
+        if q.dtype not in _DTYPES:
+            raise self.wrong(TypeError, f"q has dtype {q.dtype}; float32 and float64 are supported")
+        for name, x in zip(NAMES, given, strict=True):
+            if isinstance(x, Tensor):
+                if x.dtype != q.dtype:
+                    hint = f"{name}.to(q)?" if x.dtype.is_floating_point else f"{name}.to(q.dtype)?"
+                    raise self.wrong(TypeError, f"{name} has dtype {x.dtype}, q has {q.dtype}", hint)
+                if x.device != q.device:
+                    raise self.wrong(ValueError, f"{name} is on {x.device}, q on {q.device}", f"{name}.to(q)?")
+
+    def batch_of(self, i: int, x: Any) -> tuple[int, ...]:
+        """The batch dimensions of an argument, whose other sizes are noted. q sets n; others are measured by it."""
+        if i == 0:
+            self.note(1, self.given[1])
+        return () if isinstance(x, float) or (x.dim() == 0 and NAMES[i] in _FILLED) else self.note(i, x)
+
+    def note(self, i: int, x: Tensor) -> tuple[int, ...]:
+        name, form, shape = NAMES[i], self.forms[NAMES[i]], x.shape
+        extra = len(shape) - len(form)
+        if extra < 0:
+            hint = "Diagonal(Q)?" if name == "Q" and x.dim() == 1 else f"{name}[None]?" if x.dim() == 1 else ""
+            expected = f"{name} has {x.dim()} dimensions; expected {len(form)}, or more with a batch"
+            raise self.wrong(ValueError, expected, hint)
         for letter, size in zip(form, shape[extra:], strict=True):
-            if sizes.setdefault(letter, size) != size:
-                raise ValueError(
+            if self.sizes.setdefault(letter, size) != size:
+                raise self.wrong(
+                    ValueError,
                     f"{name} has shape {tuple(shape)}: {letter} = {size}, but another argument has "
-                    f"{letter} = {sizes[letter]}\n{_table(values, diagonal)}"
+                    f"{letter} = {self.sizes[letter]}",
                 )
-    if sizes["n"] < 1:
-        raise ValueError(f"the problem has no variable\n{_table(values, diagonal)}")
-    tensors = (Q.d if isinstance(Q, Diagonal) else Q, q, G, h, A, b, lb, ub)
-    return Problem.of(tensors, Form(tensors, sizes["n"], sizes.get("m", 0), sizes.get("p", 0), batch, diagonal))
+        return tuple(shape[:extra])
+
+    def fill(self) -> None:
+        """Tensors in place of numbers and of scalar tensors."""
+        q = self.given[1]
+        for name, letter in _FILLED.items():
+            i = NAMES.index(name)
+            x = self.given[i]
+            if isinstance(x, float):
+                self.given[i] = torch.full((self.sizes[letter],), x, dtype=q.dtype, device=q.device)
+            elif x is not None and x.dim() == 0:
+                self.given[i] = x.expand(self.sizes[letter])
+
+    def broadcast(self, batches: list[Any]) -> tuple[int, ...]:
+        """The batch dimensions of the result, by torch's rule."""
+        shape: list[int] = []
+        for name, batch in zip(NAMES, batches, strict=True):
+            for k, extent in enumerate(reversed(batch or ()), 1):
+                if k > len(shape):
+                    shape.insert(0, extent)
+                elif shape[-k] == 1:
+                    shape[-k] = extent
+                elif extent not in (1, shape[-k]):
+                    others = f"{tuple(shape)} of the others"
+                    raise self.wrong(ValueError, f"{name} has batch {batch}, which cannot be broadcast to {others}")
+        return tuple(shape)
+
+    def folds(self, batches: list[Any], structure: Structure) -> _Folds | None:
+        """For each tensor the shape to expand and the shape to bring it to; None for those that stay."""
+        found: list[Any] = []
+        shape = structure.shape
+        for x, batch in zip(self.given, batches, strict=True):
+            fold: Any = None
+            if batch and (batch != shape or len(shape) > 1):
+                core = tuple(x.shape[len(batch) :])
+                if all(extent == 1 for extent in batch) and any(extent != 1 for extent in shape):
+                    fold = None, core  # shared
+                else:
+                    fold = (None if batch == shape else (*shape, *core)), (structure.batch, *core)
+            found.append(fold)
+        return tuple(found) if any(fold is not None for fold in found) else None
+
+    def table(self) -> str:
+        """Every argument beside what is expected of it."""
+        lines = ["arguments (… stands for any batch dimensions, broadcast as in torch.linalg):"]
+        for name, x in zip(NAMES, self.given, strict=True):
+            form = self.forms[name]
+            label = "Q.d" if name == "Q" and form == "n" else name
+            wanted = f"(…, {', '.join(form)})"
+            if isinstance(x, Tensor):
+                kind = "" if x.layout == torch.strided else "sparse "
+                got = f"{kind}{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
+            else:
+                got = "absent" if x is None else type(x).__name__ if not isinstance(x, float) else f"{x}"
+            lines.append(f"  {label:<4} expected {wanted:<10} got {got}")
+        return "\n".join(lines)
 
 
-def _dense_or_csr(name: str, matrix: Any) -> Any:
-    """The matrix; in CSR layout if it is sparse, torch's (differentiable) or scipy's (a constant)."""
-    if not isinstance(matrix, Tensor) and hasattr(matrix, "tocsr"):
-        csr = matrix.tocsr()
-        first, columns, values = (torch.as_tensor(part) for part in (csr.indptr, csr.indices, csr.data))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch: CSR is in beta state
-            return torch.sparse_csr_tensor(first, columns, values, csr.shape)
-    if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
-        return matrix
-    if matrix.dim() != 2:
-        raise ValueError(f"{name} is sparse and has {matrix.dim()} dimensions: a sparse matrix is shared by the batch")
-    return matrix if matrix.layout == torch.sparse_csr else matrix.to_sparse_csr()
-
-
-def _table(values: tuple[object, ...], diagonal: bool) -> str:
-    """Every argument beside what is expected of it."""
-    lines = ["arguments (… is an optional batch dimension, the same for all that have it):"]
-    for name, value in zip(NAMES, values, strict=True):
-        form = "n" if diagonal and name == "Q" else _SHAPES[name]
-        label = "Q.d" if diagonal and name == "Q" else name
-        wanted = f"(…, {', '.join(form)})"
-        if isinstance(value, Tensor):
-            form = "" if value.layout == torch.strided else "sparse "
-            given = f"{form}{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
-        else:
-            given = "absent" if value is None else type(value).__name__
-        lines.append(f"  {label:<4} expected {wanted:<10} got {given}")
-    return "\n".join(lines)
+def _plain(name: str, x: Tensor) -> None:
+    """Refuse tensors that are a wrapper of others: operators can be taught to them, addresses cannot."""
+    if type(x) is not Tensor and not _torch.has_own_memory(x):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, which wraps other tensors; give its local or plain tensor "
+            "(`.to_local()`, `.to_tensor(…)`, `.get_data()`)"
+        )

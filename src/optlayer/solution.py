@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optlayer import kkt
+from optlayer.core.status import Status
+from optlayer.core.structure import Names
+from optlayer.explain import explain
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-
-class Status(IntEnum):
-    """Verdict on one member of the batch."""
-
-    SOLVED = 0
-    MAX_ITERATIONS = 1
-    PRIMAL_INFEASIBLE = 2
-    DUAL_INFEASIBLE = 3
-    NUMERICAL_ERROR = 4
-    INVALID_INPUT = 5
-    NOT_CONVEX = 6
-
-    @property
-    def explanation(self) -> str:
-        """What happened, and what to try."""
-        return _EXPLANATIONS[self]
-
-
-_EXPLANATIONS = {
-    Status.SOLVED: "the optimality conditions hold to the tolerance.",
-    Status.MAX_ITERATIONS: (
-        "the iterations ended before the tolerance was met. Likely an extremely scaled or nearly infeasible problem: "
-        "scale the rows and the objective to about 1, raise max_iterations, or accept a larger tolerance."
-    ),
-    Status.PRIMAL_INFEASIBLE: (
-        "no point satisfies the constraints; the multipliers hold the proof (a Farkas certificate). Relax a constraint "
-        "that explain() names, parametrise the problem so that a point is always feasible (nn.OptNetLayer), or allow "
-        "violation at a price (nn.ElasticQPLayer)."
-    ),
-    Status.DUAL_INFEASIBLE: (
-        "the objective falls without limit along the ray in z. Bound the variables, or add curvature to Q."
-    ),
-    Status.NUMERICAL_ERROR: (
-        "rounding stopped the iterations before the tolerance was met. Scale the data, use float64, or accept a larger "
-        "tolerance."
-    ),
-    Status.INVALID_INPUT: (
-        "the data hold NaN, or an infinity where none is allowed (only h, lb and ub may be infinite, on the side that "
-        "means no constraint). Look for the first layer that produced it."
-    ),
-    Status.NOT_CONVEX: (
-        "Q is not positive semidefinite: the problem may have several local minima. Use Q = LLᵀ + εI."
-    ),
-}
+__all__ = ["Solution", "SolveError", "Status"]
 
 
 class Solution:
@@ -75,29 +36,75 @@ class Solution:
         gap: that of complementarity.
     """
 
-    def __init__(self, problem: Problem, point: Point) -> None:
-        self.problem, self.point = problem, point
+    def __init__(self, problem: Problem, point: Point, names: Names | None = None) -> None:
+        self.problem, self.point, self.names = problem, point, names
         self._made: dict[str, Tensor] = {}
 
     def _field(self, name: str) -> Tensor:
-        """A part of the point, made once, without the batch dimension if the problem has none."""
+        """A part of the point with the batch dimensions of the results, made once."""
         found = self._made.get(name)
         if found is None:
-            found = getattr(self.point, name)
-            found = self._made[name] = found[0] if self.problem.batch is None else found
+            found, shape = getattr(self.point, name), self.problem.structure.shape
+            if len(shape) != 1:
+                found = found.reshape((*shape, *found.shape[1:]))
+            self._made[name] = found
         return found
 
-    z = property(lambda self: self._field("z"))
-    s = property(lambda self: self._field("s"))
-    lam = property(lambda self: self._field("lam"))
-    nu = property(lambda self: self._field("nu"))
-    lam_lb = property(lambda self: self._field("lam_lb"))
-    lam_ub = property(lambda self: self._field("lam_ub"))
-    status = property(lambda self: self._field("status"))
-    iterations = property(lambda self: self._field("iterations"))
-    primal_residual = property(lambda self: self._field("primal_residual"))
-    dual_residual = property(lambda self: self._field("dual_residual"))
-    gap = property(lambda self: self._field("gap"))
+    @property
+    def z(self) -> Tensor:
+        """Minimiser (…, n)."""
+        z, shape = self.point.shaped, self.problem.structure.shape
+        return z if z.dim() == len(shape) + 1 and len(shape) < 2 else self._field("z")
+
+    @property
+    def s(self) -> Tensor:
+        """Slack h − G z (…, p), inf where h is."""
+        return self._field("s")
+
+    @property
+    def lam(self) -> Tensor:
+        """Multipliers of G z ≤ h (…, p)."""
+        return self._field("lam")
+
+    @property
+    def nu(self) -> Tensor:
+        """Multipliers of A z = b (…, m)."""
+        return self._field("nu")
+
+    @property
+    def lam_lb(self) -> Tensor:
+        """Multipliers of lb ≤ z (…, n)."""
+        return self._field("lam_lb")
+
+    @property
+    def lam_ub(self) -> Tensor:
+        """Multipliers of z ≤ ub (…, n)."""
+        return self._field("lam_ub")
+
+    @property
+    def status(self) -> Tensor:
+        """Status of each member, int32, (…)."""
+        return self._field("status")
+
+    @property
+    def iterations(self) -> Tensor:
+        """Iterations of each member, int32, (…)."""
+        return self._field("iterations")
+
+    @property
+    def primal_residual(self) -> Tensor:
+        """Largest residual of the constraints, (…)."""
+        return self._field("primal_residual")
+
+    @property
+    def dual_residual(self) -> Tensor:
+        """Largest residual of stationarity, (…)."""
+        return self._field("dual_residual")
+
+    @property
+    def gap(self) -> Tensor:
+        """Residual of complementarity, (…)."""
+        return self._field("gap")
 
     @property
     def solved(self) -> Tensor:
@@ -107,9 +114,9 @@ class Solution:
     @property
     def objective(self) -> Tensor:
         """½ zᵀQz + qᵀz, shape (…), differentiable."""
-        z = self.z if self.z.dim() == 2 else self.z[None]
+        z = self.point.z
         value = (z * (0.5 * kkt.mul_Q(self.problem.Q, z) + self.problem.q)).sum(-1)
-        return value if self.z.dim() == 2 else value[0]
+        return value.reshape(self.problem.structure.shape)
 
     @property
     def certificate_residual(self) -> Tensor:
@@ -118,36 +125,79 @@ class Solution:
         Of PRIMAL_INFEASIBLE members `kkt.farkas_residual` of the multipliers, of DUAL_INFEASIBLE ones
         `kkt.ray_residual` of z: 0 is exact, 1e-9 excellent.
         """
-        values = [x.detach().double() for x in (self.z, self.lam, self.nu, self.lam_lb, self.lam_ub)]
-        status, problem = self.status, self.problem
-        if problem.batch is None:
-            values, status = [x[None] for x in values], status[None]
-        z, *multipliers = values
+        point, problem = self.point, self.problem
+        z, *multipliers = (x.detach().double() for x in (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub))
         dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
         data = [None if x is None else x.detach().double() for x in dense]
-        problem = problem.replace(data, len(status))
+        problem = problem.replace(data, len(z))
         found = torch.full_like(z[:, 0], torch.nan)
-        found = torch.where(
-            status == int(Status.PRIMAL_INFEASIBLE), kkt.farkas_residual(problem, *multipliers), found
-        )
-        found = torch.where(status == int(Status.DUAL_INFEASIBLE), kkt.ray_residual(problem, z), found)
-        return found if self.problem.batch is not None else found[0]
+        infeasible, unbounded = (point.status == int(x) for x in (Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE))
+        found = torch.where(infeasible, kkt.farkas_residual(problem, *multipliers), found)
+        found = torch.where(unbounded, kkt.ray_residual(problem, z), found)
+        return found.reshape(self.problem.structure.shape)
 
-    def explain(self, member: int = 0) -> str:
-        """The verdict on one member in words."""
-        from optlayer.explain import explain
+    def status_names(self) -> Any:
+        """The statuses as words: a string, or lists of strings for the batch dimensions."""
+        return _words(self.status.tolist())
 
-        return explain(self, member)
+    def explain(self, member: int | Sequence[int] = 0) -> str:
+        """The verdict on one member in words; `member` is its index in the batch."""
+        return explain(self.problem, self.point, member, self.names)
+
+    def __len__(self) -> int:
+        shape = self.problem.structure.shape
+        if not shape:
+            raise TypeError("a solution without batch has no length")
+        return int(shape[0])
+
+    def __getitem__(self, index: Any) -> Solution:
+        """Some members as a Solution: an index, a slice, a mask or several of them, as for a tensor."""
+        shape = self.problem.structure.shape
+        if not shape:
+            raise TypeError("a solution without batch has no members to choose from")
+        chosen = torch.arange(len(self.point.z), device=self.z.device).reshape(shape)[index]
+        if chosen.dim() > len(shape):
+            raise IndexError(f"more indices than the batch dimensions {tuple(shape)}")
+        problem = self.problem.select(chosen.flatten())
+        return Solution(problem.reshaped(tuple(chosen.shape)), self.point.select(chosen.flatten()), self.names)
+
+    def __iter__(self) -> Iterator[Solution]:
+        return (self[i] for i in range(len(self)))
+
+    def _each(self, change: Any) -> Solution:
+        """The same with changed tensors, the problem's as well."""
+        problem, point = self.problem, self.point
+        tensors = [None if x is None else change(x) for x in problem.tensors()]
+        q = change(problem.q)
+        same = Problem.of(tensors, problem.structure.changed(dtype=q.dtype, device=q.device))
+        counts = point.counts.to(q.device)
+        changed = Point(change(point.z), change(point.rest), counts, change(point.residuals), point.widths)
+        return Solution(same, changed, self.names)
+
+    def detach(self) -> Solution:
+        """The same values without derivatives."""
+        return self._each(Tensor.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Solution:
+        """The same on another device or in another dtype, as `Tensor.to`; the verdict is not judged again."""
+        return self._each(lambda x: x.to(*args, **kwargs))
 
     def __repr__(self) -> str:
-        statuses = self.status.reshape(-1)
-        found = {status: int((statuses == status).sum()) for status in Status}
-        counts = ", ".join(f"{status.name}: {count}" for status, count in found.items() if count)
-        problem = self.problem
-        size = f"n={problem.n}, m={problem.m}, p={problem.p}, batch={problem.batch}"
-        residuals = (self.primal_residual, self.dual_residual, self.gap)
-        worst = max((float(x.max()) for x in residuals if x.numel()), default=0.0)
-        return f"Solution({size}; {counts}; largest residual {worst:.1e})"
+        problem, point = self.problem, self.point
+        found = {status: int((point.status == status).sum()) for status in Status}
+        shape = problem.structure.shape
+        if shape:
+            counts = ", ".join(f"{status}: {count}" for status, count in found.items() if count) or "no members"
+        else:
+            counts = str(Status(int(point.status[0])))
+        size = f"n={problem.n}, m={problem.m}, p={problem.p}"
+        size += f", batch={shape[0] if len(shape) == 1 else shape}" if shape else ""
+        worst = f"; largest residual {float(point.residuals.max()):.1e}" if point.residuals.numel() else ""
+        return f"Solution({size}; {counts}{worst})"
+
+
+def _words(statuses: Any) -> Any:
+    return [_words(x) for x in statuses] if isinstance(statuses, list) else Status(statuses).name
 
 
 class SolveError(RuntimeError):
@@ -155,20 +205,32 @@ class SolveError(RuntimeError):
 
     Attributes:
         solution: the whole Solution; the other members are valid.
-        members: indices of the members that were not solved.
+        members: indices of the members that were not solved; tuples where the batch has several dimensions.
     """
 
     def __init__(self, solution: Solution) -> None:
-        statuses = solution.status.reshape(-1)
+        shape = solution.problem.structure.shape
+        statuses = solution.point.status
         self.solution = solution
-        self.members: list[int] = (statuses != int(Status.SOLVED)).nonzero().flatten().tolist()
-        lines = [f"{len(self.members)} of {statuses.numel()} members were not solved"]
+        flat = (statuses != int(Status.SOLVED)).nonzero().flatten().tolist()
+        self.members: list[Any] = [_index(i, shape) if len(shape) > 1 else i for i in flat]
+        lines = [f"{len(flat)} of {statuses.numel()} members were not solved"]
         for status in Status:
-            those = [i for i in self.members if int(statuses[i]) == status]
+            those = [member for i, member in zip(flat, self.members, strict=True) if int(statuses[i]) == status]
             if those:
                 shown = ", ".join(map(str, those[:10])) + (", …" if len(those) > 10 else "")
-                lines.append(f"  {status.name} (member {shown}): {status.explanation}")
+                lines.append(f"  {status}{f' (member {shown})' if shape else ''}: {status.explanation}")
+        if flat:
+            detail = explain(solution.problem, solution.point, self.members[0], solution.names).split("\n", 1)[1]
+            lines.append(f"Member {self.members[0]}: {detail}" if shape else detail)
         lines.append("solve(…, check=False) returns statuses instead; unsolved members then have zero gradient.")
         super().__init__("\n".join(lines))
 
 
+def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The place of a member in the batch dimensions."""
+    found: list[int] = []
+    for extent in reversed(shape):
+        flat, i = divmod(flat, extent)
+        found.insert(0, i)
+    return tuple(found)

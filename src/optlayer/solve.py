@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optlayer import backends, implicit
-from optlayer.call import failed, transformed
+from optlayer import _torch, autograd, backends
+from optlayer.call import failed
+from optlayer.core.settings import Settings
+from optlayer.matrices import Diagonal
 from optlayer.point import Point
-from optlayer.problem import Diagonal
 from optlayer.problem import check as check_problem
-from optlayer.settings import Settings
 from optlayer.solution import Solution, SolveError
 
 _DEFAULT = Settings()
@@ -63,17 +63,19 @@ def solve(
     Source: Amos & Kolter, OptNet (ICML 2017), eq. 2 and §3.
     """
     if isinstance(q, Tensor) and (
-        q.dtype in _HALF or (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(q.device.type))
+        q.dtype in _HALF or (_torch.autocast_enabled() and torch.is_autocast_enabled(q.device.type))
     ):
         wide = _widened(Q, q, G, h, A, b, lb, ub)
         if wide is not None:
             with torch.autocast(q.device.type, enabled=False):
                 return _rounded(solve(*wide, settings=settings, backend=backend, check=check), q.dtype)
+    if type(settings) is not Settings:
+        raise TypeError(f"settings is a {type(settings).__name__}, not Settings (Settings(**settings)?)")
     problem = check_problem(Q, q, G, h, A, b, lb, ub)
     engine = backend if torch.compiler.is_compiling() else backends.choose(problem, backend)
-    point = implicit.solve(problem, settings, engine, check)
+    point = autograd.solve(problem, settings, engine, check)
     solution = Solution(problem, point)
-    if check and point.unsolved != 0 and not transformed() and failed(point):
+    if check and point.unsolved != 0 and not _torch.transformed() and failed(point):
         raise SolveError(solution)
     return solution
 

@@ -9,13 +9,32 @@ from optlayer.backends.base import Backend
 from optlayer.problem import Problem
 
 ORDER = ("cuda", "cpu", "reference")
+_added: dict[str, Backend] = {}
 OTHERS = "qpsolvers:"
 """Prefix of the names of other solvers."""
 _loaded: dict[str, Backend | str] = {}
 
 
+def register(backend: Backend) -> None:
+    """Make a backend known by its name; "auto" chooses it, before ours, if its `automatic` says so.
+
+    Raises:
+        ValueError: if the name is one of ours.
+    """
+    if backend.name in ("auto", *ORDER) or backend.name.startswith(OTHERS):
+        raise ValueError(f"{backend.name!r} is the name of a backend of this package")
+    _added[backend.name] = backend
+
+
+def names() -> tuple[str, ...]:
+    """All backends, in order of preference."""
+    return (*(name for name in _added), *ORDER)
+
+
 def load(name: str) -> Backend | str:
     """The backend, or why it is unavailable."""
+    if name in _added:
+        return _added[name].unavailable() or _added[name]
     found = _loaded.get(name)
     if found is None:
         try:
@@ -37,29 +56,41 @@ def other(name: str) -> Backend | str:
 
 def available() -> dict[str, str | None]:
     """Each backend's name with None, or with the reason why it cannot be used on this machine."""
-    return {name: found if isinstance(found := load(name), str) else None for name in ORDER}
+    return {name: found if isinstance(found := load(name), str) else None for name in names()}
 
 
 def choose(problem: Problem, wanted: str = "auto") -> Backend:
     """The first backend that takes the problem, or the one wanted.
 
     Raises:
+        TypeError: when the name is not a string.
         ValueError: when the wanted backend is unknown, unavailable, or refuses the problem; the message says why.
     """
-    if problem.sparse and not wanted.startswith(OTHERS):
-        raise ValueError(f"backend {wanted!r} takes dense tensors; use backend='{OTHERS}NAME', or .to_dense()")
     if wanted == "auto":
-        for name in ORDER if problem.device.type == "cuda" else ORDER[1:]:
-            backend = load(name)
-            if not isinstance(backend, str) and backend.refuses(problem) is None:
+        if problem.device.type == "cpu" and not _added and not problem.sparse:  # the usual way, short
+            backend = _loaded.get("cpu")
+            if backend is not None and not isinstance(backend, str):
                 return backend
+        for name in names() if problem.device.type == "cuda" else [name for name in names() if name != "cuda"]:
+            backend = load(name)
+            if not isinstance(backend, str) and backend.automatic and _refusal(backend, problem) is None:
+                return backend
+        raise ValueError(f"no backend takes the problem: {_refusal(cast(Backend, load('reference')), problem)}")
+    if not isinstance(wanted, str):
+        raise TypeError(f"backend is the name of one, not a {type(wanted).__name__}")
     if wanted.startswith(OTHERS):
         backend = other(wanted)
-    elif wanted in ORDER:
+    elif wanted in names():
         backend = load(wanted)
     else:
-        raise ValueError(f"unknown backend {wanted!r}; there are auto, {', '.join(ORDER)}, {OTHERS}NAME")
-    reason = backend if isinstance(backend, str) else backend.refuses(problem)
+        raise ValueError(f"unknown backend {wanted!r}; there are auto, {', '.join(names())}, {OTHERS}NAME")
+    reason = backend if isinstance(backend, str) else _refusal(backend, problem)
     if reason is not None:
         raise ValueError(f"backend {wanted!r} cannot be used: {reason}")
     return cast(Backend, backend)
+
+
+def _refusal(backend: Backend, problem: Problem) -> str | None:
+    if problem.sparse and not backend.sparse:
+        return f"it takes dense tensors; use backend='{OTHERS}NAME', or .to_dense()"
+    return backend.refuses(problem)

@@ -1,18 +1,41 @@
-"""What a backend is: two functions, and what they exchange."""
+"""What a backend is: the contract, and helpers to keep it.
+
+A backend gets a checked `Problem` with at most one batch dimension and returns a `Point`. It
+
+- **vets** every member: data with NaN, or an infinity that is no absent constraint, are INVALID_INPUT; a Q with a
+  negative eigenvalue is NOT_CONVEX; lb > ub is PRIMAL_INFEASIBLE;
+- **solves** the others, each for itself: no member may see another, so the bits of its answer depend neither on its
+  place in the batch nor on what else is there (**isolates**);
+- **rounds** the answer to the problem's dtype, and only then
+- **judges** it by `kkt.residuals` in the problem's own units: SOLVED where `relative` is at most the tolerance,
+  whatever the solver claims. Multipliers are not negative, and exactly 0 on inactive sides and where a side is
+  infinite; the slack is 0 on active rows, and inf where h is;
+- **certifies** what has no solution: multipliers that prove it (`kkt.farkas_value` −1) for PRIMAL_INFEASIBLE, a ray in
+  z (qᵀz = −1) for DUAL_INFEASIBLE. The rest is MAX_ITERATIONS or NUMERICAL_ERROR, with finite numbers.
+
+`report` does all of this for a backend that has nothing but the answers of a solver. A backend never touches autograd.
+
+A module with the names of `Backend` is a backend too; a class inherits what it does not define.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from optlayer import matrices
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
+from optlayer.core.structure import CSR, DENSE
 from optlayer.point import Point
 from optlayer.problem import Problem
-from optlayer.settings import Settings
 
 
 class Adjoint(NamedTuple):
-    """Right-hand side and solution of the symmetric KKT system at a point (see implicit.py).
+    """Right-hand side and solution of the symmetric KKT system at a point (see adjoint.py).
 
     Q v_z + Gᵀv_lam + Aᵀv_nu − v_lb + v_ub = r_z
     lam∘(G v_z) − s∘v_lam = lam∘r_lam          (active row: G v_z = r_lam; inactive row: v_lam = 0)
@@ -28,23 +51,106 @@ class Adjoint(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with these names is a backend.
+    """The whole contract; `solve` is all that a new backend must define.
 
-    It may have two more (see cpu.py): `pullback`, which is `kkt_solve` and the products of eq. 8 where only z has a
-    gradient (otherwise torch's operations do that, in implicit.py); and `relax`, for the smoothed gradient (otherwise
-    the reference backend does that).
+    Attributes:
+        name: what the user says.
+        automatic: whether `backend="auto"` may choose it.
+        sparse: whether it takes torch's sparse matrices.
     """
 
     name: str
+    automatic: bool = False
+    sparse: bool = False
 
     def unavailable(self) -> str | None:
         """None, or why it cannot work on this machine."""
+        return None
 
     def refuses(self, problem: Problem) -> str | None:
         """None, or why it cannot solve this problem."""
+        return None if problem.device.type == "cpu" else f"tensors are on {problem.device}, not on a CPU"
 
     def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-        """Solve every member; `keep_factor`: a derivative will be asked for."""
+        """Solve every member; `keep_factor`: a derivative will be asked for, `Point.factor` may help it."""
+        raise NotImplementedError
 
     def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
-        """Solve the KKT system at `point`; zero for members that are not solved."""
+        """Solve the KKT system at `point`, which may come from elsewhere and then has no factor; zero for members that
+        are not solved, the least-norm solution where active rows are dependent.
+
+        The default is the reference's.
+        """
+        return _reference().kkt_solve(problem, settings, point, rhs)
+
+    def pullback(
+        self, problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """Gradients of the tensors (where `need`) from that of z, in one go: `kkt_solve` and the products of eq. 8.
+
+        None, the default: adjoint.py does it by torch's operations.
+        """
+        return None
+
+    def relaxing(self) -> Backend:
+        """The backend whose `relax` and `kkt_solve` serve the smoothed gradient. The default is the reference."""
+        return _reference()
+
+    def relax(self, problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
+        """The point with lam∘s = settings.smoothing on every finite side, for the members solved in `point`."""
+        return self.relaxing().relax(problem, settings, point, keep_factor)
+
+
+def _reference() -> Any:
+    from optlayer.backends import reference  # it imports this module
+
+    return reference
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a solver says about all members, each (B, columns); absent parts have none. NaN where it has no answer."""
+
+    z: Tensor
+    lam: Tensor
+    nu: Tensor
+    lam_lb: Tensor
+    lam_ub: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem) -> Answer:
+        """NaN everywhere, float64, to be filled."""
+        size, (p, _, m, lower, upper) = problem.structure.members, problem.widths
+        return cls(*(torch.full((size, k), torch.nan, dtype=torch.float64) for k in (problem.n, p, m, lower, upper)))
+
+
+def dense(problem: Problem) -> Problem:
+    """The problem with every matrix as a full tensor, in float64: for solvers that look at one member at a time."""
+    tensors = [None if x is None else x.detach().double() for x in problem.tensors()]
+    tensors = [x.to_dense() if x is not None and x.layout != torch.strided else x for x in tensors]
+    for i, kind in zip((0, 2, 4), problem.structure.kinds, strict=True):
+        matrix = matrices.wrap(kind, tensors[i]) if kind is not CSR else tensors[i]
+        if matrix is not None and not isinstance(matrix, Tensor):
+            tensors[i] = matrix.dense()
+    return Problem.of(tensors, problem.structure.changed(dtype=torch.float64, kinds=(DENSE, DENSE, DENSE)))
+
+
+def report(problem: Problem, settings: Settings, answer: Answer, iterations: Tensor | None = None) -> Point:
+    """The Point of a solver's answers, vetted, rounded, judged; what is no exact solution gets the reference's verdict.
+
+    Args:
+        problem, settings: what was asked.
+        answer: for every member, valid or not; members without solution may hold anything.
+        iterations: (B,), if the solver counts.
+    """
+    reference = _reference()
+    point = reference.judge(problem, *answer)
+    if iterations is not None:
+        point.counts[:, 1] = iterations
+    left = (point.status == int(Status.NUMERICAL_ERROR)) | (point.status == int(Status.PRIMAL_INFEASIBLE))
+    rest = left.nonzero().flatten()
+    if len(rest):
+        point.take(rest, reference.solve(problem.select(rest), settings, False))
+    return point

@@ -4,87 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import struct
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from optlayer.backends import args
-from optlayer.backends.base import Adjoint
+from optlayer.backends.base import Adjoint, Backend
+from optlayer.core.native import VARIANTS, Core
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
 from optlayer.point import Point
 from optlayer.problem import Problem
-from optlayer.settings import Settings
-from optlayer.solution import Status
 
-name = "cpu"
-
-_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-
-
-class Core:
-    """The library for the best instruction set of this processor, and its functions."""
-
-    def __init__(self) -> None:
-        folders = [Path(__file__).resolve().parent.parent / "lib", *_installed()]
-        wanted = os.environ.get("OPTLAYER_CPU")
-        variants = [wanted] if wanted else _variants()
-        for variant in variants:
-            for folder in folders:
-                path = folder / f"core_{variant}{_SUFFIX}"
-                if path.exists():
-                    self.variant, self.path = variant, path
-                    self._load()
-                    return
-        tried = ", ".join(dict.fromkeys(map(str, folders)))
-        raise OSError(
-            f"no compiled core for {'/'.join(variants)} in {tried}: "
-            "optlayer was installed without a C++ compiler; install one and reinstall"
-        )
-
-    def _load(self) -> None:
-        library = ctypes.CDLL(str(self.path))  # calls release the GIL
-        library.optlayer_args_size.restype = ctypes.c_int64
-        for call in (library.optlayer_solve, library.optlayer_kkt_solve):
-            call.argtypes = [ctypes.c_char_p]
-        for call in (library.optlayer_pullback, library.optlayer_products):
-            call.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-        library.optlayer_take.argtypes, library.optlayer_take.restype = [ctypes.c_int64], ctypes.c_void_p
-        library.optlayer_release.argtypes = [ctypes.c_void_p]
-        library.optlayer_release.restype = None
-        if library.optlayer_args_size() != args.SIZE:
-            raise OSError(
-                f"{self.path} is of another version: "
-                f"its Args has {library.optlayer_args_size()} bytes, not {args.SIZE}"
-            )
-        self.solve = library.optlayer_solve
-        self.kkt_solve = library.optlayer_kkt_solve
-        self.pullback = library.optlayer_pullback
-        self.products = library.optlayer_products
-        self.take = library.optlayer_take
-        self.release = library.optlayer_release
-
+name, automatic, sparse = "cpu", True, False
 
 def _variants() -> list[str]:
     """Instruction sets of this processor, best first."""
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability.startswith("AVX512"):
-        return ["avx512", "avx2", "baseline"]
-    return ["avx2", "baseline"] if capability.startswith("AVX2") else ["baseline"]
-
-
-def _installed() -> list[Path]:
-    """lib/ of an editable install, whose libraries lie in site-packages."""
-    return [Path(folder) / "optlayer" / "lib" for folder in sys.path if folder.endswith("site-packages")]
+    return list(VARIANTS[0 if capability.startswith("AVX512") else 1 if capability.startswith("AVX2") else 2 :])
 
 
 @functools.cache
 def _core() -> Core | str:
     try:
-        return Core()
+        return Core(_variants())
     except OSError as error:
         return str(error)
 
@@ -115,13 +62,13 @@ class _Call:
     __slots__ = ("batch", "data", "keep", "numbers", "smoothing", "tolerance")
 
     def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool = True) -> None:
-        form = problem.form
-        single = form.dtype is torch.float32
+        structure = problem.structure
+        single = structure.dtype is torch.float32
         self.keep: list[Tensor] = []
         self.data = args.place_data(self.keep, problem)
-        self.batch = 1 if form.batch is None else form.batch
+        self.batch = 1 if structure.batch is None else structure.batch
         self.numbers = (
-            form.n, form.m, form.p, self.batch, single, form.diagonal, METHOD, LANES,
+            structure.n, structure.m, structure.p, self.batch, single, structure.diagonal, METHOD, LANES,
             torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
@@ -133,7 +80,7 @@ class _Call:
     def pack_adjoint(self, point: Point, rhs: list[int], v: Tensor) -> ctypes.Array[ctypes.c_char]:
         """With a point, the right-hand side's places, and v, whose parts lie side by side."""
         answer = args.place_parts(v, (point.z.shape[1], *point.widths[1:]))
-        factor = point.factor[0].data_ptr() if point.factor else 0
+        factor = args.address(point.factor[0]) if point.factor else 0
         return self.pack([*args.place_point(self.keep, point), *rhs, *answer, factor, 0])
 
 
@@ -149,6 +96,11 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     if point.unsolved:
         _ask_reference(problem, settings, point)
     return point
+
+
+def relaxing() -> Backend:
+    """The backend of the relaxed problem: this one."""
+    return cast(Backend, sys.modules[__name__])
 
 
 def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
@@ -268,14 +220,14 @@ def pullback(
     v = _empty_adjoint(problem, call.batch)
     grads: list[Tensor | None] = []
     wanted: list[int] = []
-    for x, needed, rank in zip(problem.tensors(), need, problem.form.ranks, strict=True):
+    for x, needed, rank in zip(problem.tensors(), need, problem.structure.ranks, strict=True):
         if not needed or x is None:
             grads.append(None)
             wanted += (0, 0)
             continue
         grad = _empty_gradient(core, x)
         grads.append(grad)
-        wanted += (grad.data_ptr(), grad.stride(0) if grad.dim() > rank else 0)
+        wanted += (args.address(grad), grad.stride(0) if grad.dim() > rank else 0)
     rhs = args.place_rows(call.keep, (grad_z,)) + _NO_SIDES
     packed, gradients = call.pack_adjoint(point, rhs, v), _GRADIENTS.pack(*wanted)
     if _or_memory_error(core.pullback(packed, gradients), problem):
@@ -291,9 +243,9 @@ _GRADIENTS = struct.Struct("=16q")  # address and stride for each tensor of the 
 
 def _empty_adjoint(problem: Problem, batch: int) -> Tensor:
     """v to be filled by the core, its parts side by side."""
-    form = problem.form
-    columns = form.n + sum(form.widths[1:])
-    return torch.empty_strided((batch, columns), (columns, 1), dtype=form.dtype, device=form.device)
+    structure = problem.structure
+    columns = structure.n + sum(structure.widths[1:])
+    return torch.empty_strided((batch, columns), (columns, 1), dtype=structure.dtype, device=structure.device)
 
 
 def _parts(problem: Problem, v: Tensor) -> Adjoint:

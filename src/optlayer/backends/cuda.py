@@ -17,11 +17,11 @@ from torch import Tensor
 
 from optlayer.backends import args, cpu, nvrtc, reference
 from optlayer.backends.base import Adjoint
+from optlayer.core.settings import Settings
 from optlayer.point import Point
 from optlayer.problem import Problem
-from optlayer.settings import Settings
 
-name = "cuda"
+name, automatic, sparse = "cuda", True, False
 
 _PLAN = struct.Struct("=2q8q5i4x")  # DevicePlan of kernels/device.h
 _LIMITS = struct.Struct("=2q4i")  # DeviceLimits
@@ -95,6 +95,9 @@ def _planner() -> ctypes.CDLL | str:
 def refuses(problem: Problem) -> str | None:
     """None, or why this backend cannot solve `problem`."""
     return None if problem.device.type == "cuda" else f"tensors are on {problem.device}, not on a GPU"
+
+
+pullback, relaxing, relax = reference.pullback, reference.relaxing, reference.relax
 
 
 class Plan(NamedTuple):
@@ -173,7 +176,7 @@ class _Call:
         self.data = args.place_data(self.keep, problem)
         self.batch = 1 if problem.batch is None else problem.batch
         self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, self.single, problem.form.diagonal, METHOD, 1, 1,
+            problem.n, problem.m, problem.p, self.batch, self.single, problem.structure.diagonal, METHOD, 1, 1,
             settings.max_iterations, settings.polish, keep_factor,
         )
         self.tolerance = settings.tolerance or (1e-5 if self.single else 1e-9)
@@ -215,8 +218,8 @@ class _Call:
         memory = torch.empty(own + scratch, dtype=torch.uint8, device=self.problem.device)
         self.keep.append(memory)
         flags = -(self.batch // -64) * 64
-        at = memory.data_ptr() if factor is None else factor.data_ptr() + flags
-        bundle = how.pack(at if how.shared_bytes else 0, memory.data_ptr() + own)
+        at = args.address(memory) if factor is None else args.address(factor) + flags
+        bundle = how.pack(at if how.shared_bytes else 0, args.address(memory) + own)
         stream = torch.cuda.current_stream(self.problem.device).cuda_stream
         for once in preparation:
             once.launch(1, PREPARE.threads, 0, stream, packed, bundle)
@@ -252,7 +255,7 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
             kept = torch.empty(call.plan.factor_bytes, dtype=torch.uint8, device=problem.device)
             point.factor = (kept,)
         places = args.place_point(call.keep, point) + _NO_ADJOINT
-        packed = call.pack(places, 0 if kept is None else kept.data_ptr())
+        packed = call.pack(places, 0 if kept is None else args.address(kept))
         call.launch("optlayer_solve", packed, kept, prepare=True)
     return point
 
@@ -268,6 +271,6 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
         answer = Adjoint(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in rhs))
         places = args.place_point(call.keep, point)
         places += args.place_rows(call.keep, rhs) + args.place_rows(call.keep, answer)
-        packed = call.pack(places, 0 if kept is None else kept.data_ptr())
+        packed = call.pack(places, 0 if kept is None else args.address(kept))
         call.launch("optlayer_kkt_solve", packed, kept, prepare=kept is None)
     return answer

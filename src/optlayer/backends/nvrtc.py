@@ -154,14 +154,37 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "optlayer"
 
 
+def _ours(status: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else may change it: what a cache holds will be run."""
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+_CHECKSUM = hashlib.sha256().digest_size
+
+
+def _read(path: Path) -> bytes | None:
+    """The machine code in an entry of the cache, which begins with its checksum; None for one not to be trusted."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            if _ours(os.stat(path.parent)) and _ours(os.fstat(handle)):
+                content = file.read()
+                checksum, code = content[:_CHECKSUM], content[_CHECKSUM:]
+                if hashlib.sha256(code).digest() == checksum:
+                    return code
+    return None
+
+
 def _publish(path: Path, code: bytes) -> None:
     """Write by rename, so that no process ever reads half a file; a cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _ours(os.stat(path.parent)):
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(code)
+                file.write(hashlib.sha256(code).digest() + code)
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -191,10 +214,8 @@ def build(defines: dict[str, str | int], architecture: str) -> bytes:
     files = sources()
     digest = hashlib.sha256(repr((options, nvrtc.version, sorted(files.items()))).encode()).hexdigest()
     path = cache_folder() / f"{digest}.cubin"
-    with contextlib.suppress(OSError):
-        code = path.read_bytes()
-        if code.startswith(b"\x7fELF"):
-            return code
+    if (code := _read(path)) is not None:
+        return code
     headers = {name: text for name, text in files.items() if name != ENTRY}
     code = nvrtc.compile(files[ENTRY], ENTRY, headers, options)
     _publish(path, code)

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 from optlayer import kkt
-from optlayer.backends.base import Adjoint
+from optlayer.backends.base import Adjoint, Backend
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
+from optlayer.matrices import Diagonal
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Problem
-from optlayer.settings import Settings
-from optlayer.solution import Status
+from optlayer.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,10 +72,11 @@ def unavailable() -> str | None:
 
 
 @dataclass
-class Engine:
+class Engine(Backend):
     """The backend for one of the solvers; `name` is `qpsolvers:NAME`."""
 
     name: str
+    sparse = True
 
     @property
     def solver(self) -> str:
@@ -92,10 +94,6 @@ class Engine:
                     f"pip install qpsolvers[{self.solver}]"
                 )
         return reason
-
-    def refuses(self, problem: Problem) -> str | None:
-        """None, or why it cannot solve `problem`."""
-        return None if problem.device.type == "cpu" else f"tensors are on {problem.device}, not on a CPU"
 
     def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         """Solve every member; the derivative factors anew, so that nothing is kept."""

@@ -19,20 +19,24 @@ goes to `_certify`: the closest point to feasibility, or the steepest ray, prove
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from optlayer import kkt
-from optlayer.backends.base import Adjoint
+from optlayer.backends.base import Adjoint, Backend
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
+from optlayer.core.structure import Structure
+from optlayer.matrices import Diagonal
 from optlayer.point import Point
-from optlayer.problem import Diagonal, Form, Problem
-from optlayer.settings import Settings
-from optlayer.solution import Status
+from optlayer.problem import Problem
 
-name = "reference"
+name, automatic, sparse = "reference", True, False
 
 # In equilibrated units:
 REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement removes it
@@ -76,7 +80,10 @@ class _Standard(NamedTuple):
     def problem(self) -> Problem:
         """As a Problem, for the functions of kkt.py."""
         (batch, p, n), m = self.G.shape, self.A.shape[-2]
-        return Problem(*self, Form(self, n, m, p, batch, diagonal=False))
+        structure = Structure(
+            n, m, p, (batch,), lower=True, upper=True, dtype=self.q.dtype, device=self.q.device
+        )
+        return Problem(*self, structure)
 
     @property
     def fixed(self) -> Tensor:
@@ -447,6 +454,26 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
     return status, status == 0
 
 
+def judge(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Point:
+    """The Point of another solver's answer: SOLVED, what the data alone decide, or NUMERICAL_ERROR."""
+    standard = _standard(problem)
+    status, _ = _vet(problem, standard)
+    slack = standard.h - kkt.mul(standard.G, _wide(z, standard.q))
+    rows = _wide(lam, standard.h).clamp(min=0)
+    answer = _rounded(_Answer(
+        _wide(z, standard.q), torch.where(rows > 0, 0.0, slack.clamp(min=0)), rows, _wide(nu, standard.b),
+        _wide(lam_lb, standard.q).clamp(min=0), _wide(lam_ub, standard.q).clamp(min=0),
+    ), problem.dtype)  # fmt: skip
+    judged = _judge(standard, answer)
+    # An answer that is exact but for rounding; a first-order method's is not.
+    good = judged.relative <= 1e2 * torch.finfo(problem.dtype).eps
+    status = torch.where((status == 0) & ~good, int(Status.NUMERICAL_ERROR), status).to(torch.int32)
+    columns = (problem.n, *problem.widths)
+    z, s, lam, nu, lam_lb, lam_ub = (x[:, :k].to(problem.dtype) for x, k in zip(answer, columns, strict=True))
+    primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
+    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap)
+
+
 def _convex(Q: Tensor, threshold: float) -> Tensor:
     """Whether Q, its rows scaled to similar size, has no eigenvalue below −threshold ‖Q‖."""
     size = Q.abs().amax(-1)
@@ -616,6 +643,15 @@ def _nothing(problem: _Standard, status: Tensor) -> _Answer:
     height = crossing.gather(-1, worst)
     unit = torch.where(height > 0, 1 / height, 0.0)
     return _Answer(z, s, lam, nu, lam_lb.scatter(-1, worst, unit), lam_ub.scatter(-1, worst, unit))
+
+
+def relaxing() -> Backend:
+    """The backend of the relaxed problem: this one."""
+    return cast(Backend, sys.modules[__name__])
+
+
+def pullback(problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]) -> None:
+    """None: adjoint.py does it."""
 
 
 def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:

@@ -126,6 +126,13 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
 # --- the run and its folder -----------------------------------------------------------------------------------------
 
 
+NOTE = (
+    "A model is the one of its best epoch, by the loss on validation examples or, without them, in training; its"
+    " figures are means over all examples. Every epoch's are in metrics.csv, those of training as they were while the"
+    " model learned."
+)
+"""Why the figures of a table may be none of the last row of `metrics.csv`."""
+
 _taken: dict[Path, filelock.BaseFileLock] = {}
 """The folders of this process. A lock goes with its process, however that ends."""
 
@@ -273,9 +280,7 @@ class Run:
         self.write_json("results.json", {"experiment": self.name, "results": results, "seconds": seconds, **more})
         self.console.print(table(results if shown is None else shown))
         if any("epoch" in row for row in results):
-            self.say("A model is the one of its best epoch, by the loss on validation examples or, without them, in")
-            self.say("training; its figures are means over all examples. Every epoch's are in metrics.csv, those of")
-            self.say("training as they were while the model learned.")
+            self.console.print(NOTE, highlight=False)
         self.say(f"Everything is in {self.folder}")
 
     @property
@@ -649,8 +654,10 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def facts(pairs: list[tuple[str, str]]) -> str:
     """Names and values, one below another."""
-    width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"  {name:{width}}  {value}" for name, value in pairs)
+    made = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 0, 0, 2))
+    for pair in pairs:
+        made.add_row(*map(escape, pair))
+    return made
 
 
 class table:
@@ -671,7 +678,7 @@ class table:
             for line in lines:
                 yield Text("  ".join(map(str.ljust, line, widths)).rstrip())
             return
-        made = Table(*(Column(name, no_wrap=True) for name in self.names))
+        made = Table(*(Column(name.replace(" ", "\n"), no_wrap=True) for name in self.names))
         for row in self.rows:
             made.add_row(*map(escape, row))
         if console.measure(made, options=options.update_width(10_000)).maximum <= options.max_width:
@@ -679,7 +686,7 @@ class table:
             return
         for row in self.rows:
             yield Text(row[0], style="bold")
-            yield Text(facts([pair for pair in zip(self.names[1:], row[1:], strict=True) if pair[1] != "–"]))
+            yield facts([pair for pair in zip(self.names[1:], row[1:], strict=True) if pair[1] != "–"])
 
 
 def markdown(rows: list[Row]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..problem import Diagonal
+from ..matrices import Diagonal
 from ..solve import solve
 
 __all__ = ["LinearMPC"]

@@ -1,0 +1,117 @@
+"""The border to the compiled core: its library, and Args, the struct of addresses, strides and sizes (kernels/args.h).
+
+Nothing here knows what a tensor is; whoever calls brings addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+NUMBERS = (
+    "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
+)  # int32 each, then `tolerance` and `smoothing` as doubles
+TENSORS = (
+    "Q", "q", "G", "h", "A", "b", "lb", "ub",
+    "z", "s", "lam", "nu", "lam_lb", "lam_ub",
+    "status", "iterations", "primal_residual", "dual_residual", "gap",
+    "r_z", "r_lam", "r_nu", "r_lb", "r_ub",
+    "v_z", "v_lam", "v_nu", "v_lb", "v_ub",
+    "factor",
+)  # address and stride between members (in elements; 0: shared) each
+ROUGH = 7  # a status within the core: solved, but better can be hoped for
+METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
+
+_FORMAT = struct.Struct(f"={len(NUMBERS)}i2d{2 * len(TENSORS)}q")
+SIZE = _FORMAT.size
+_Buffer = ctypes.c_char * SIZE
+
+
+def pack(
+    numbers: Sequence[int], tolerance: float, tensors: Sequence[int], smoothing: float = 0.0
+) -> ctypes.Array[ctypes.c_char]:
+    """Args with `numbers` and address-stride pairs `tensors` in the order of NUMBERS and TENSORS."""
+    buffer = _Buffer()
+    _FORMAT.pack_into(buffer, 0, *numbers, tolerance, smoothing, *tensors)
+    return buffer
+
+
+def number(buffer: ctypes.Array[ctypes.c_char], name: str) -> int:
+    """Value of an integer field, as the kernels left it."""
+    value: int = struct.unpack_from("=i", buffer, 4 * NUMBERS.index(name))[0]
+    return value
+
+
+def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
+    """Address and size of the block with the factors."""
+    address, size = struct.unpack_from("=2q", buffer, SIZE - 16)
+    return address, size
+
+# --- the library -----------------------------------------------------------------------------------------------------
+
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+VARIANTS = ("avx512", "avx2", "baseline")
+"""Instruction sets that the core is compiled for, best first."""
+FORCE = "OPTLAYER_CPU"
+"""The environment variable that names one of them."""
+
+
+class Core:
+    """The library for the best of some instruction sets that is installed, and its functions.
+
+    Args:
+        variants: what this processor can run, best first; the environment variable OPTLAYER_CPU overrides it.
+
+    Raises:
+        OSError: if there is none; the message says where it was sought.
+        ValueError: if OPTLAYER_CPU names what does not exist.
+    """
+
+    def __init__(self, variants: Sequence[str]) -> None:
+        folders = [Path(__file__).resolve().parent.parent / "lib", *_installed()]
+        wanted = os.environ.get(FORCE)
+        there = [x for x in VARIANTS if any((folder / f"core_{x}{_SUFFIX}").exists() for folder in folders)]
+        if wanted and wanted not in there:
+            raise ValueError(f"{FORCE}={wanted}: there is no such core; installed are {', '.join(there) or 'none'}")
+        for variant in [wanted] if wanted else variants:
+            for folder in folders:
+                path = folder / f"core_{variant}{_SUFFIX}"
+                if path.exists():
+                    self.variant, self.path = variant, path
+                    self._load()
+                    return
+        tried = ", ".join(dict.fromkeys(map(str, folders)))
+        raise OSError(
+            f"no compiled core for {'/'.join(variants)} in {tried}: "
+            "optlayer was installed without a C++ compiler; install one and reinstall"
+        )
+
+    def _load(self) -> None:
+        library = ctypes.CDLL(str(self.path))  # calls release the GIL
+        library.optlayer_args_size.restype = ctypes.c_int64
+        for call in (library.optlayer_solve, library.optlayer_kkt_solve):
+            call.argtypes = [ctypes.c_char_p]
+        for call in (library.optlayer_pullback, library.optlayer_products):
+            call.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+        library.optlayer_take.argtypes, library.optlayer_take.restype = [ctypes.c_int64], ctypes.c_void_p
+        library.optlayer_release.argtypes = [ctypes.c_void_p]
+        library.optlayer_release.restype = None
+        if library.optlayer_args_size() != SIZE:
+            raise OSError(
+                f"{self.path} is of another version: its Args has {library.optlayer_args_size()} bytes, not {SIZE}"
+            )
+        self.solve = library.optlayer_solve
+        self.kkt_solve = library.optlayer_kkt_solve
+        self.pullback = library.optlayer_pullback
+        self.products = library.optlayer_products
+        self.take = library.optlayer_take
+        self.release = library.optlayer_release
+
+
+def _installed() -> list[Path]:
+    """lib/ of an editable install, whose libraries lie in site-packages."""
+    return [Path(folder) / "optlayer" / "lib" for folder in sys.path if folder.endswith("site-packages")]

@@ -1,0 +1,120 @@
+"""The structure: what all problems of one form have in common, found once for them.
+
+It knows sizes, kinds of matrices and what is shared, and no numbers. A new kind of matrix starts here: a `Kind` says
+which tensor stands for the matrix (a sparse one: its values, with the pattern as a part of the kind), `matrices.py`
+multiplies by it, and the door (`problem.py`) recognises it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a matrix is stored.
+
+    Args:
+        name: for messages.
+        rank: dimensions of its tensor without the batch.
+    """
+
+    name: str
+    rank: int
+
+
+DENSE = Kind("dense", 2)
+DIAGONAL = Kind("diagonal", 1)
+CSR = Kind("sparse", 2)
+"""torch's sparse tensor, shared by the batch."""
+
+NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
+"""The tensors of a problem, in the order that all of the package uses."""
+MATRICES = (0, 2, 4)
+"""Where the matrices are among them."""
+PARTS = ("s", "lam", "nu", "lam_lb", "lam_ub")
+"""The parts of a point beside z, in the order of `Structure.widths`."""
+
+
+class Structure:
+    """What all problems of the same form have in common.
+
+    Attributes:
+        n, m, p: variables, equalities, rows of G.
+        shape: the batch dimensions of the results; () where no tensor has one.
+        batch: members, all dimensions together; None where there is no batch dimension.
+        kinds: of Q, G and A.
+        dtype, device: of all tensors, as the array library calls them.
+        ranks: dimensions of the tensors without the batch, in the order of NAMES.
+        widths: columns of s, lam, nu, lam_lb and lam_ub.
+    """
+
+    __slots__ = ("batch", "device", "dtype", "kinds", "m", "n", "p", "plans", "ranks", "shape", "widths")
+
+    def __init__(
+        self, n: int, m: int, p: int, shape: Sequence[int], kinds: tuple[Kind, Kind, Kind] = (DENSE, DENSE, DENSE), *,
+        lower: bool, upper: bool, dtype: Any, device: Any,
+    ) -> None:  # fmt: skip
+        self.n, self.m, self.p, self.kinds = n, m, p, kinds
+        self.ranks = (kinds[0].rank, 1, kinds[1].rank, 1, kinds[2].rank, 1, 1, 1)
+        self.widths = (p, p, m, n if lower else 0, n if upper else 0)
+        self.dtype, self.device = dtype, device
+        self.plans: dict[Any, Any] = {}
+        self._set_shape(shape)
+
+    def _set_shape(self, shape: Sequence[int]) -> None:
+        self.shape, size = tuple(shape), 1
+        for extent in self.shape:
+            size *= extent
+        self.batch = size if self.shape else None
+
+    @property
+    def members(self) -> int:
+        """Problems to be solved: one where there is no batch."""
+        return 1 if self.batch is None else self.batch
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether Q is given by its diagonal."""
+        return self.kinds[0] is DIAGONAL
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some matrix is a sparse tensor of torch's."""
+        return CSR in self.kinds
+
+    def changed(self, **to: Any) -> Structure:
+        """The same with another `shape`, `dtype`, `device`, or `kinds` of the same ranks."""
+        other = copy.copy(self)
+        other.plans = {}
+        if "shape" in to:
+            other._set_shape(to.pop("shape"))
+        for name, value in to.items():
+            setattr(other, name, value)
+        return other
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the user calls variables and rows, for messages.
+
+    Args:
+        variables, inequalities, equalities: names of the entries of z, the rows of G and those of A; None: by number.
+    """
+
+    variables: tuple[str, ...] | None = None
+    inequalities: tuple[str, ...] | None = None
+    equalities: tuple[str, ...] | None = None
+
+    def variable(self, i: int) -> str:
+        """What variable i is called."""
+        return f"z[{i}]" if self.variables is None else f"{self.variables[i]} (z[{i}])"
+
+    def row(self, matrix: str) -> Callable[[int], str]:
+        """What the rows of G or A are called."""
+        given = self.inequalities if matrix == "G" else self.equalities
+        relation = "G z <= h" if matrix == "G" else "A z = b"
+        return lambda i: f"row {i} of {relation}" if given is None else f"{given[i]} (row {i} of {relation})"
