@@ -173,6 +173,14 @@ def test_the_layer_learns_and_writes_what_it_promises(tmp_path: Path) -> None:
     assert sudoku.compare(tmp_path)[0]["ours"]
 
 
+def test_soft_equations_find_out_how_many_there_are(tmp_path: Path) -> None:
+    learn(tmp_path, train=3000, test=200, batch=50, epochs=6, wrong=[32], soft=64)
+    results = {row["model"]: row for row in json.loads((tmp_path / "results.json").read_text())["results"]}
+    assert [row["equations"] for row in results.values()] == [40, 32, 40]
+    assert results["OptNet, 64 soft rows"]["test_board_error"] < 0.05 < results["OptNet, 32 rows"]["test_board_error"]
+    assert "64 soft rows" in sudoku.report(tmp_path)
+
+
 def test_a_seed_determines_the_run(tmp_path: Path) -> None:
     first = learn(tmp_path / "first", epochs=1)
     assert first == learn(tmp_path / "second", epochs=1)

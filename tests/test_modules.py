@@ -129,6 +129,26 @@ def test_optnet_without_rows_has_no_point_to_learn() -> None:
     close(layer(q), (-q / 2).clamp(min=0))
 
 
+@pytest.mark.parametrize("cost", COSTS)
+def test_soft_equations_are_a_cost(cost: str | float) -> None:
+    """Without other constraints the answer is (Q + AᵀWA)⁻¹ (AᵀWA z₀ − q); with large weights that of hard ones."""
+    layer = nn.OptNetLayer(5, equalities=2, Q=cost, soft=3.0, dtype=F64)
+    with torch.no_grad():
+        for parameter in (layer.w0, layer.log_w):
+            parameter.add_(torch.randn_like(parameter))
+    q = normal(2, 3, 5)
+    pull = layer.A.mT @ (layer.log_w.exp()[:, None] * layer.A)
+    Q = torch.diag(layer.Q.d) if isinstance(layer.Q, optlayer.Diagonal) else layer.Q
+    expected = torch.linalg.solve(Q + pull, (pull @ layer.z0 - q)[..., None])[..., 0]
+    close(layer(q), expected, 1e-9)
+    hard = nn.OptNetLayer(5, equalities=2, Q=cost, dtype=F64)
+    hard.load_state_dict({name: each for name, each in layer.state_dict().items() if name != "log_w"})
+    with torch.no_grad():
+        layer.log_w.fill_(20.0)
+    close(layer(q), hard(q), 1e-6)
+    assert gradcheck(nn.OptNetLayer(4, 1, 2, Q=cost, soft=1.0, lb=0.0, dtype=F64), normal(3, 4))
+
+
 def test_optnet_starts_as_documented() -> None:
     layer = nn.OptNetLayer(30, 200, 3, dtype=F64)
     close(layer.z0, torch.zeros(30))
@@ -190,6 +210,7 @@ def test_optnet_learns_from_another() -> None:
         ({"variables": 2, "inequalities": -1}, "inequalities ≥ 0"),
         ({"variables": 2, "Q": "sparse"}, "diagonal"),
         ({"variables": 2, "lb": 1.0, "ub": 0.0}, "lb ≤ ub"),
+        ({"variables": 2, "equalities": 1, "soft": 0.0}, "soft > 0"),
     ],
 )
 def test_optnet_refuses(arguments: dict[str, Any], message: str) -> None:

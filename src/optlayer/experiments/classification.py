@@ -109,8 +109,8 @@ HEADS: dict[str, tuple[Callable[[], list[nn.Module]], float]] = {
     "OptNet10, batch norm": (lambda: [nn.BatchNorm1d(10), optnet()], 1e-3),
     "nothing": (list, 1e-3),
 }
-"""What comes after FC600-FC10, and Adam's rate: of 0.001 and 0.002 the one with the lower error on the validation images
-after 6 epochs, in the mean over seeds 0 to 2; 0.004 was worse for all, on the seeds tried."""
+"""What comes after FC600-FC10, and Adam's rate: of 0.001 and 0.002 the one with the lower error on the validation
+images after 6 epochs, in the mean over seeds 0 to 2; 0.004 was worse for all, on the seeds tried."""
 
 
 def optnet() -> nn.Module:
@@ -218,8 +218,9 @@ def report(folder: Path) -> str:
 
 {forms}
 
-Adam's rates, which decay to zero, were tuned for each on the validation images of seeds 0 to 2, all alike. Every training has {options["epochs"]} epochs of {options["batch"]} images a step; the best is
-chosen on {options["held_out"]} validation images, which take no part in training, and the test set has no say.
+Adam's rates, which decay to zero, were tuned for each on the validation images of seeds 0 to 2, all alike. Every
+training has {options["epochs"]} epochs of {options["batch"]} images a step; the best is chosen on {options["held_out"]}
+validation images, which take no part in training, and the test set has no say.
 
 The table has means and standard deviations over the seeds; in the picture lines are means, areas are ranges. The paper
 shows curves, not numbers, and says that the layer's error is similar, slightly lower, with less variance.

@@ -156,11 +156,6 @@ def tv(y: Tensor, price: float) -> Tensor:
         return Denoiser(differences(y.shape[1]), price)(y)
 
 
-def warm(progress: float) -> float:
-    """A rate that rises during the first 2 %, then falls to zero along a half cosine."""
-    return min(1.0, 50 * progress + 0.02) * harness.cosine(progress)
-
-
 def optimiser(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
     """AdamW; only the maps, which have most of the numbers and should stay near none, decay."""
     maps = [model.front, model.back] if isinstance(model, Denoiser) else []
@@ -287,7 +282,7 @@ def main(
     }
     before = {name: model.D.detach().clone() for name, (model, *_) in models.items() if isinstance(model, Denoiser)}
     jobs = [
-        Job(name, seed, model, optimiser(model, its_rate, decay), measures, its_epochs, batch, warm)
+        Job(name, seed, model, optimiser(model, its_rate, decay), measures, its_epochs, batch, harness.warm)
         for name, (model, its_epochs, its_rate) in models.items()
     ]
     with harness.bar(run) as progress:

@@ -413,6 +413,11 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(progress, 1.0)))))
 
 
+def warm(progress: float) -> float:
+    """A rate that rises during the first 5 %, then falls to zero along a half cosine."""
+    return min(1.0, 20 * progress + 0.05) * cosine(progress)
+
+
 @dataclass
 class Job:
     """One model to train: how, and how to judge it.
@@ -652,7 +657,7 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
 
 
-def facts(pairs: list[tuple[str, str]]) -> str:
+def facts(pairs: list[tuple[str, str]]) -> Table:
     """Names and values, one below another."""
     made = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 0, 0, 2))
     for pair in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,13 +49,18 @@ class OptNetLayer(nn.Module):
     within the bounds whatever its parameter `w0` is: lb + exp(w₀), ub − exp(w₀), lb + (ub − lb)·logistic(w₀), or w₀
     itself, entry by entry. So z₀ satisfies every constraint at each step of training.
 
+    With `soft`, equations are a cost instead: ½ Σᵢ wᵢ (aᵢᵀ(z − z₀))² is added, with learned weights w = exp(`log_w`).
+    A hard equation cannot become idle, so their number has to be known; a soft one that is not needed gets no weight.
+    Start with more rows than needed. (Rows of A that become nearly dependent do no harm, either: gradients stay small,
+    and rates from 10⁻² to 1 learn alike in our mini-Sudoku.)
+
     It starts with (`reset_parameters`):
 
     - Q = LLᵀ + εI with L = I plus a small lower triangle, uniform in [0, 1/n]; or the diagonal exp(0) + ε. An
       unconstrained answer has then the size of q.
     - G normal with variance 1/n and s₀ = 1: each inequality is at a distance of about one from z₀, so that with q of
       size one about one in six is active. Inactive inequalities do not learn.
-    - A uniform in [0, 1], as in the paper's Sudoku layer.
+    - A uniform in [0, 1], as in the paper's Sudoku layer; soft rows are scaled to a length of about one.
     - z₀: zero where there are no bounds, one off a single bound, the middle of two.
 
     Args:
@@ -64,6 +70,7 @@ class OptNetLayer(nn.Module):
         Q: "full" learns the lower triangular L, "diagonal" a positive diagonal; a number fixes Q to that multiple
             of I.
         epsilon: ε, the least curvature where Q is learned.
+        soft: None for hard equations, or a number: what the weights of soft ones start with, relative to Q.
         lb, ub: fixed bounds, numbers or tensors `(n,)`; none by default.
         dtype, device: of the parameters.
         options: `settings`, `backend`, `check` for `optlayer.solve`.
@@ -79,7 +86,8 @@ class OptNetLayer(nn.Module):
 
     def __init__(
         self, variables: int, inequalities: int = 0, equalities: int = 0, *, Q: str | float = "full",
-        epsilon: float = 1e-4, lb: float | Tensor | None = None, ub: float | Tensor | None = None,
+        epsilon: float = 1e-4, soft: float | None = None,
+        lb: float | Tensor | None = None, ub: float | Tensor | None = None,
         dtype: torch.dtype | None = None, device: torch.device | str | None = None, **options: Any,
     ) -> None:
         super().__init__()
@@ -88,7 +96,9 @@ class OptNetLayer(nn.Module):
             raise ValueError(f"variables ≥ 1, inequalities ≥ 0, equalities ≥ 0 are needed, not {n}, {p}, {m}")
         if isinstance(Q, str) and Q not in ("full", "diagonal"):
             raise ValueError(f'Q is "full", "diagonal" or a number, not {Q!r}')
-        self.variables, self.epsilon, self.options = n, epsilon, options
+        if soft is not None and not soft > 0:
+            raise ValueError(f"soft > 0 is needed, not {soft}")
+        self.variables, self.epsilon, self.soft, self.options = n, epsilon, soft, options
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
@@ -100,6 +110,7 @@ class OptNetLayer(nn.Module):
         self.G = parameter(p, n) if p else None
         self.log_s0 = parameter(p) if p else None
         self.A = parameter(m, n) if m else None
+        self.log_w = parameter(m) if m and soft else None
         self.w0 = parameter(n) if p or m else None
         for name, bound in (("lb", lb), ("ub", ub)):
             kind = dtype or torch.get_default_dtype()
@@ -119,6 +130,9 @@ class OptNetLayer(nn.Module):
             nn.init.normal_(self.G, std=self.G.shape[1] ** -0.5)
         if self.A is not None:
             nn.init.uniform_(self.A)
+        if self.A is not None and self.log_w is not None and self.soft is not None:
+            self.A.mul_((3 / self.A.shape[1]) ** 0.5)
+            nn.init.constant_(self.log_w, math.log(self.soft))
         for zero in (self.log_d, self.log_s0, self.w0):
             if zero is not None:
                 nn.init.zeros_(zero)
@@ -149,8 +163,13 @@ class OptNetLayer(nn.Module):
 
     def solution(self, q: Tensor) -> Solution:
         """The Solution, with the leading dimensions of q as one batch."""
-        rows = q.reshape(-1, q.shape[-1])
-        return solve(self.Q, rows, self.G, self.h, self.A, self.b, self.lb, self.ub, **self.options)
+        rows, Q, A, b = q.reshape(-1, q.shape[-1]), self.Q, self.A, self.b
+        if A is not None and self.log_w is not None:
+            # ½ Σ wᵢ (aᵢᵀ(z − z₀))² = ½ zᵀSᵀS z − (S z₀)ᵀS z + const, with S = diag(√w) A
+            S = (0.5 * self.log_w).exp()[:, None] * A
+            Q = (torch.diag(Q.d) if isinstance(Q, Diagonal) else Q) + S.mT @ S
+            rows, A, b = rows - (S @ self.z0) @ S, None, None
+        return solve(Q, rows, self.G, self.h, A, b, self.lb, self.ub, **self.options)
 
     def forward(self, q: Tensor) -> Tensor:
         return self.solution(q).z.view(q.shape)
