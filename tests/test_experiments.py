@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("lightning_fabric")
 
-from optlayer.experiments import denoising, harness, sudoku, sudoku9
+from optlayer.experiments import decisions, denoising, harness, recipe, sudoku, sudoku9
 
 TINY = {"train": 120, "test": 40, "batch": 20, "conv_epochs": 0, "accelerator": "cpu"}
 
@@ -259,3 +259,69 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
             assert alone[key] == pytest.approx(together[key], rel=1e-9)
         # An untrained layer gives several digits of a cell exactly zero: rounding decides which one is the largest.
         assert alone["test_cell_error"] == pytest.approx(together["test_cell_error"], abs=5 / (40 * 16))
+
+
+@pytest.mark.parametrize("name", decisions.TASKS)
+def test_regret_is_never_negative_and_spo_bounds_it(name: str) -> None:
+    """And the gradient of SPO+ is that of differences."""
+    task = decisions.TASKS[name](40, 0)
+    data, stake = decisions.prepare(task, 20, 10)
+    torch.manual_seed(0)
+    forecast = (task.c[:20] + torch.randn_like(task.c[:20])).requires_grad_()
+    spo, direct = (decisions.Measures(task, method, stake)(forecast, data.train[1]) for method in ("SPO+", "layer"))
+    assert (direct["loss"] > -1e-9).all()
+    assert (spo["loss"] >= direct["loss"] - 1e-9).all()
+    right = decisions.Measures(task, "SPO+", stake)(task.c[:20], data.train[1])
+    torch.testing.assert_close(right["loss"], torch.zeros(20, dtype=torch.float64), atol=1e-7, rtol=0)
+    for method in decisions.METHODS:
+        measure = decisions.Measures(task, method, stake)
+        step = torch.randn_like(forecast)
+
+        def loss(size: float, measure: decisions.Measures = measure, step: torch.Tensor = step) -> torch.Tensor:
+            return measure(forecast + size * step, data.train[1])["loss"].sum()
+
+        (gradient,) = torch.autograd.grad(loss(0.0), forecast)
+        slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+        torch.testing.assert_close((gradient * step).sum(), slope.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_battery_keeps_its_energy() -> None:
+    task = decisions.battery(30, 1)
+    charge, discharge, state = task.decide(task.c).split(24, 1)
+    before = torch.cat([torch.full((30, 1), 0.5, dtype=torch.float64), state[:, :-1]], 1)
+    torch.testing.assert_close(state, before + 0.9 * charge - discharge, atol=1e-8, rtol=0)
+    assert ((state > -1e-9) & (state < 1 + 1e-9)).all()
+
+
+def test_decisions_run(tmp_path: Path) -> None:
+    decisions.main(train=60, valid=20, test=20, epochs=1, batch=20, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert len(results) == 9
+    assert all(row["test_regret"] < 200 for row in results)
+    assert "SPO+" in decisions.report(tmp_path)
+    assert len(decisions.compare(tmp_path)) == 3
+
+
+def test_the_recipe_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "RATES", (1e-2, 1e-1))
+    recipe.main(steps=3, batch=10, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert len(results) == 2 * 6
+    (tmp_path / "trainings.json").write_text(json.dumps(results[:5]))
+    recipe.main(resume=tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["results"] == results
+    assert "64 soft equations" in recipe.report(tmp_path)
+    assert len(recipe.compare(tmp_path)) == 1
+
+
+def test_unit_rows_say_the_same_as_longer_ones() -> None:
+    """With b = A z₀, A and M A are the same layer; so its gradient is orthogonal to every row of A."""
+    torch.manual_seed(0)
+    layer = recipe.equations(5, None)
+    q = torch.randn(20, 64, dtype=torch.float64)
+    z = layer(q)
+    z.square().sum().backward()
+    torch.testing.assert_close((layer.A * layer.A.grad).sum(1), torch.zeros(5, dtype=torch.float64), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        layer.A.copy_(torch.randn(5, 5, dtype=torch.float64) @ layer.A)
+        torch.testing.assert_close(layer(q), z, atol=1e-7, rtol=0)

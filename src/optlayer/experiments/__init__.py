@@ -7,5 +7,5 @@ and `report(folder)` turns the results there into a section of Markdown, whose p
 the paper's number, ours. `harness.py` holds what they share.
 """
 
-ORDER = ("speed", "denoising", "classification", "sudoku", "expressiveness", "sudoku9")
+ORDER = ("speed", "denoising", "classification", "sudoku", "expressiveness", "recipe", "sudoku9", "decisions")
 """As in the paper; what it has not comes last."""
