@@ -43,17 +43,17 @@ def forward_mode_on() -> Any:
     return forward_ad._set_fwd_grad_enabled(True)
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """function.apply, past its Python wrapper where that has nothing to do: it takes longer than a small solve."""
-    if torch.compiler.is_compiling() or functorch_active():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+def applier(function: type[torch.autograd.Function]) -> Any:
+    """function.apply without its Python wrapper, which takes longer than a small solve; not for torch.func."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+_keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def graph_is_kept() -> bool:
     """Whether the graph that is run backward now will be run again (`retain_graph`); True where torch cannot say."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else bool(ask())
+    return bool(_keep_graph())
 
 
 def dynamic_output_sizes() -> bool:
