@@ -19,6 +19,8 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 functorch_active = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func is at work."""
 
+TracerWarning: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]
+
 tracing_script = torch._C._get_tracing_state
 """The state of torch.jit.trace, or None."""
 
@@ -31,6 +33,11 @@ def transformed() -> bool:
         or dispatch_modes() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def watched() -> bool:
+    """Whether values must not be looked at, for somebody transforms or traces them."""
+    return transformed() or tracing_script() is not None
 
 
 def forward_mode() -> bool:
@@ -59,8 +66,10 @@ def graph_is_kept() -> bool:
 def dynamic_output_sizes() -> bool:
     """Whether the graph being traced may hold a tensor whose size is known only when it runs."""
     context = torch._guards.TracingContext.try_get()
-    shapes = context.fake_mode.shape_env if context and context.fake_mode else None
-    return shapes is None or shapes.allow_dynamic_output_shape_ops
+    mode = context.fake_mode if context and context.fake_mode else torch._guards.detect_fake_mode()
+    if mode is None:
+        return True
+    return mode.shape_env is not None and mode.shape_env.allow_dynamic_output_shape_ops
 
 
 # What torch.compiler.assume_constant_result does, which imports the whole compiler: called when a graph is traced.
