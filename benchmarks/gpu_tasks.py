@@ -29,7 +29,7 @@ from optlayer import kkt, solve
 from optlayer.backends import cuda, nvrtc
 
 TABLE: tuple[Any, ...] = cuda.TABLE
-DRAWS = {"fig2": random_dense(100), "sudoku": sudoku, "safety": safety}
+DRAWS = {"fig2": random_dense(100, 2), "sudoku": sudoku, "safety": safety}
 
 
 def workload(name: str) -> Workload:
@@ -38,7 +38,7 @@ def workload(name: str) -> Workload:
         return WORKLOADS[name]
     family, batch = name.rsplit("_b", 1)
     size = re.fullmatch(r"fig1_n(\d+)", family)
-    return Workload(name, int(batch), random_dense(int(size[1])) if size else DRAWS[family])
+    return Workload(name, int(batch), random_dense(int(size[1]), 1) if size else DRAWS[family])
 
 
 def wait(device: str) -> None:

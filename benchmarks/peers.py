@@ -29,12 +29,14 @@ class Case:
     """One peer's calls for one workload.
 
     `forward()` returns z; `both()` returns (seconds of the forward part or None, z, raw gradients); `gradients(raw)`
-    names them after the workload's tensors. None: no derivative.
+    names them after the workload's tensors. None: no derivative. A layer in torch is `solve` of its `leaves` besides.
     """
 
     forward: Callable[[], Any]
     both: Callable[[], tuple[float | None, Any, Any]] | None = None
     gradients: Callable[[Any], Arrays] = dict
+    solve: Callable[..., Any] | None = None
+    leaves: dict[str, Any] | None = None
 
 
 # --- layers in torch ------------------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def _torch_case(
             torch.cuda.synchronize()
         return seconds, z, dict(zip(leaves, grads, strict=True))
 
-    return Case(forward, both, lambda raw: {name: grad.cpu().numpy() for name, grad in raw.items()})
+    return Case(forward, both, lambda raw: {name: grad.cpu().numpy() for name, grad in raw.items()}, solve, leaves)
 
 
 def _leaves(tensors: Arrays, dtype: str = "float64", device: str = "cpu") -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""docs/benchmarks.md and its pictures, from a file of measurements and nothing else.
+"""docs/benchmarks.md, its pictures and what other pages say of speed, from files of measurements and nothing else.
 
-    python -m benchmarks.report benchmarks/results/cpu.json
+    python -m benchmarks.report
+
+Other pages have places for it, `<!-- NAME --> … <!-- end -->`; a test compares them with what is written here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, inf, log
@@ -17,15 +20,30 @@ import typer
 from benchmarks.accuracy import GRADIENT, SOLUTION, gradient_error, gradient_is_correct, solution_is_correct
 from benchmarks.peers import PEERS
 from benchmarks.workloads import WORKLOADS
+from optlayer.experiments.harness import without_page
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
+RESULTS = Path(__file__).parent / "results"
 NOTES = Path(__file__).parent / "notes.md"
 OURS, SINGLE, TWO = "optlayer", "optlayer-float32", "optlayer-threads"
 CALL = "call_b1"  # measures a call, not a solver
 TINY = ("mnist_b64", "mnist_b1024", "safety_b4096", "fig1_n10_b128")
 BATCHES = ("fig2_b1", "fig2_b8", "fig2_b32", "fig2_b128", "fig2_b512")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LAYERS = {name: name for name in ("optlayer", "qpth", "cvxpylayers", "proxsuite")} | {"moreau": "Moreau"}
+"""Packages that the README compares, by their names."""
+TAKES = {
+    "optlayer": "QP, LP",
+    "qpth": "QP with Q ≻ 0",
+    "cvxpylayers": "cone programs, as CVXPY models",
+    "proxsuite": "QP, LP",
+    "moreau": "cone programs",
+}
+"""What they solve, by their documentation."""
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#44aa99", "#aa4499",
+    "#808080",
+)
 Row = dict[str, Any]
 IS_CORRECT: dict[str, Callable[[Any], bool]] = {"forward": solution_is_correct, "both": gradient_is_correct}
 
@@ -63,8 +81,22 @@ class Measurements:
         return best[1] / ours if ours and best else None
 
     def peers(self) -> list[str]:
-        measured = {peer for entry in self.workloads.values() for peer in entry["peers"]}
-        return [peer for peer in PEERS if peer in measured]
+        """Those that solved something: what failed everywhere was not measured."""
+        return [peer for peer in PEERS if any(self.time(name, peer, "forward") for name in self.workloads)]
+
+    def ratios(self, package: str) -> dict[str, float]:
+        """By workload, the time of a package's fastest layer with right gradients over optlayer's."""
+        found = {}
+        for name in self.workloads:
+            ours = self.time(name, OURS, "both")
+            times = [
+                time for peer in PEERS
+                if PEERS[peer].package == package and (package != OURS or peer == OURS)
+                and (time := self.time(name, peer, "both")) and self.correct(name, peer, "both")
+            ]  # fmt: skip
+            if ours and times:
+                found[name] = min(times) / ours
+        return found
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -240,9 +272,9 @@ def _failures(m: Measurements) -> str:
 
 
 def _style(peer: str) -> tuple[str, str]:
-    """Colour and marker, the same in every picture."""
-    index = list(PEERS).index(peer)
-    return COLOURS[index % len(COLOURS)], "osD^v"[index // len(COLOURS)]
+    """A colour for each package and a marker for each of its ways, the same in every picture."""
+    packages = list(dict.fromkeys(each.package for each in PEERS.values()))
+    return COLOURS[packages.index(PEERS[peer].package)], "osD^v<>PXhp*d8Hos"[list(PEERS).index(peer)]
 
 
 def _draw(m: Measurements) -> None:
@@ -255,8 +287,22 @@ def _draw(m: Measurements) -> None:
     PICTURES.mkdir(exist_ok=True)
 
     def save(figure: Any, name: str) -> None:
-        figure.savefig(PICTURES / name, bbox_inches="tight", metadata={"Date": None})
+        without_page(figure).savefig(PICTURES / name, bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(7, 2.6))
+    names = [name for name in m.workloads if name != CALL and m.time(name, OURS, "both")]
+    for package, title in LAYERS.items():
+        ratios = m.ratios(package)
+        points = [(x, ratios[name]) for x, name in enumerate(names) if name in ratios]
+        if points:
+            colour, marker = _style(package)
+            axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=5, label=title)
+    axis.set(yscale="log", ylabel="time, optlayer = 1", xticks=range(len(names)))
+    axis.set_xticklabels([name.replace("_", " ") for name in names], rotation=50, ha="right")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save(figure, "benchmarks-layers.svg")
 
     others = [peer for peer in m.peers() if peer != OURS]
     names = [name for name in m.workloads if m.time(name, OURS, "forward")]
@@ -309,10 +355,89 @@ def _draw(m: Measurements) -> None:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+def comparison(m: Measurements, claims: Row) -> str:
+    """The table at the top of the README: optlayer and four other layers in five lines."""
+    answers = claims["answers"]
+
+    def derivatives(name: str) -> str:
+        return " / ".join(answers[name][probe] for probe in ("second derivatives", "torch.func", "torch.compile"))
+
+    def time(name: str) -> str:
+        ratios = m.ratios(name)
+        return f"{_number(exp(sum(map(log, ratios.values())) / len(ratios)))}×" if ratios else "–"
+
+    lines: list[tuple[str, Callable[[str], str]]] = [
+        ("time of a forward and backward pass ¹", time),
+        ("right gradients ²", lambda name: f"{len(m.ratios(name))} of {len(m.workloads)}"),
+        ("one member of the batch is infeasible", lambda name: answers[name]["infeasible"]),
+        ("second derivatives / `torch.func` / `torch.compile`", derivatives),
+        ("problems", TAKES.__getitem__),
+    ]
+    return _table(["", *LAYERS.values()], [[words, *map(tell, LAYERS)] for words, tell in lines])
+
+
+def summary(m: Measurements) -> str:
+    """How fast, in a sentence, with the workload that is no contest of solvers said apart."""
+    names = [name for name in m.workloads if name != CALL]
+    both, forward = ([v for name in names if (v := m.advantage(name, kind))] for kind in ("both", "forward"))
+    mean = exp(sum(map(log, both)) / len(both))
+    call, best = m.advantage(CALL, "both"), m.fastest(CALL, "forward")
+    ours = m.time(CALL, OURS, "forward")
+    text = (
+        f"forward and backward together {_number(min(both))} to {_number(max(both))} times as fast as the fastest "
+        f"other layer with right gradients on each of {len(both)} workloads ({_number(mean)} times in the geometric "
+        f"mean), forward alone {_number(min(forward))} to {_number(max(forward))} times as fast as the fastest correct "
+        "solver of any kind"
+    )
+    if not (call and best and ours):
+        return text
+    if best[1] < ours:
+        aside = f"{best[0]}, called without torch, takes {_number(best[1] / ours)} of the time forward"
+    else:
+        aside = f"forward {_number(best[1] / ours)} times as fast as {best[0]}"
+    return (
+        f"{text}. One more, a single problem of two variables, measures a call: {_number(call)} times as fast as the "
+        f"fastest layer; {aside}"
+    )
+
+
+def footnotes(m: Measurements, claims: Row) -> str:
+    """What the marks of `comparison` stand for."""
+    machine, versions = m.data["machine"], claims["versions"]
+    named = ", ".join(f"{LAYERS[package]} {version}" for package, version in versions.items() if package != OURS)
+    return (
+        f"¹ Of the benchmark's workloads that the layer gets right, the geometric mean; optlayer takes 1 "
+        f"({machine['processor']}, one thread, float64, commit `{m.data['commit']}`). ² No gradient is off by more "
+        f"than {GRADIENT:g} of the largest entry. {named}; the rest by `{claims['command']}`."
+    )
+
+
+def fill(text: str, places: dict[str, str]) -> str:
+    """The text with each `<!-- NAME --> … <!-- end -->` filled anew; a place of its own lines keeps them."""
+
+    def filled(match: re.Match[str]) -> str:
+        return match[1] + (f"\n\n{places[match[2]]}\n\n" if "\n\n" in match[3] else places[match[2]]) + match[4]
+
+    names = "|".join(map(re.escape, places))
+    return re.sub(rf"(<!-- ({names}) -->)(.*?)(<!-- end -->)", filled, text, flags=re.DOTALL)
+
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
+
+
+def places() -> dict[str, str]:
+    """What other pages say of speed, from the committed results."""
+    m, claims = Measurements(RESULTS / "cpu.json"), json.loads((RESULTS / "claims.json").read_text())
+    return {"comparison": comparison(m, claims), "comparison notes": footnotes(m, claims), "speed": summary(m)}
+
+
 def page(m: Measurements) -> str:
     """The text of docs/benchmarks.md."""
     data, machine = m.data, m.data["machine"]
-    versions = ", ".join(f"{package} {version}" for package, version in data["versions"].items() if package != OURS)
+    measured = {PEERS[peer].package for peer in m.peers()}
+    versions = ", ".join(
+        f"{package} {version}" for package, version in data["versions"].items() if package in measured - {OURS}
+    )
     commit = data["commit"] + (" with uncommitted changes" if data["changed"] else "")
     floor = data.get("floor")
     pieces = [
@@ -330,7 +455,8 @@ def page(m: Measurements) -> str:
         "polish, which is itself compared with finite differences of the first member.",
         "```bash\nmake bench\n```",
         "## Targets",
-        "The worst workload for each target; the ratio is above 1 where the target is surpassed.",
+        "The worst workload for each target; the ratio is above 1 where the target is surpassed. "
+        f"`{CALL}`, which measures a call and not a solver, has a line of its own and is in no other.",
         _table(["target", "wanted", "worst", "ratio", "verdict"], [target.row() for target in targets(m)]),
     ]
     if NOTES.exists():
@@ -374,11 +500,13 @@ def page(m: Measurements) -> str:
     return "\n\n".join(pieces) + "\n"
 
 
-def write(results: Path) -> None:
-    """Write docs/benchmarks.md and its pictures from `results`."""
+def write(results: Path = RESULTS / "cpu.json") -> None:
+    """Write docs/benchmarks.md and its pictures from `results`, and what other pages say from the committed results."""
     measurements = Measurements(results)
     _draw(measurements)
     (ROOT / "docs" / "benchmarks.md").write_text(page(measurements))
+    for path in PAGES:
+        path.write_text(fill(path.read_text(), places()))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Workload:
     @property
     def what(self) -> str:
         """One line about it."""
-        return (self.draw.__doc__ or "").strip().splitlines()[0]
+        return f"{(self.draw.__doc__ or '').strip().splitlines()[0]} Batch {self.batch}."
 
     def data(self, seed: int = 0) -> Arrays:
         """The tensors, float64; absent parts are missing."""
@@ -52,14 +52,14 @@ def _feasible(G: np.ndarray, z: np.ndarray) -> np.ndarray:
     return (G @ z[..., None])[..., 0]
 
 
-def random_dense(n: int) -> Callable[[Generator, int], Arrays]:
+def random_dense(n: int, figure: int) -> Callable[[Generator, int], Arrays]:
     def draw(rng: Generator, batch: int) -> Arrays:
-        """OptNet §4.1: n variables, n inequalities, nothing shared."""
         U = rng.uniform(size=(batch, n, n))
         G = rng.standard_normal((batch, n, n))
         h = _feasible(G, rng.standard_normal((batch, n))) + rng.uniform(size=(batch, n))
         return {"Q": U.mT @ U + 1e-3 * np.eye(n), "q": rng.standard_normal((batch, n)), "G": G, "h": h}
 
+    draw.__doc__ = f"OptNet §4.1, fig. {figure}: random, dense, {n} variables and inequalities, nothing shared."
     return draw
 
 
@@ -79,7 +79,6 @@ def sudoku(rng: Generator, batch: int) -> Arrays:
 
 def denoise(dense: bool) -> Callable[[Generator, int], Arrays]:
     def draw(rng: Generator, batch: int) -> Arrays:
-        """OptNet §4.2: total variation of a signal, ½‖z − y‖² + w‖Dz‖₁, with t ≥ |Dz|; D: differences, or learned."""
         n, k = 100, 99
         D = 0.3 * rng.standard_normal((k, n)) if dense else np.diff(np.eye(n), axis=0)
         jumps = np.where(rng.uniform(size=(batch, n)) < 0.06, 3 * rng.standard_normal((batch, n)), 0)
@@ -89,6 +88,8 @@ def denoise(dense: bool) -> Callable[[Generator, int], Arrays]:
         G = np.block([[D, -np.eye(k)], [-D, -np.eye(k)]])
         return {"Q": Q, "q": np.concatenate([-y, weight], 1), "G": G, "h": np.zeros(2 * k)}
 
+    matrix = "a dense matrix, as it is learned" if dense else "first differences"
+    draw.__doc__ = f"OptNet §4.2: total variation of a signal, ½‖z − y‖² + w‖Dz‖₁, with t ≥ |Dz|; D: {matrix}."
     return draw
 
 
@@ -165,14 +166,14 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("call_b1", 1, call),
-        Workload("fig1_n10_b128", 128, random_dense(10)),
-        Workload("fig1_n50_b128", 128, random_dense(50)),
-        Workload("fig1_n500_b16", 16, random_dense(500)),
-        Workload("fig2_b1", 1, random_dense(100)),
-        Workload("fig2_b8", 8, random_dense(100)),
-        Workload("fig2_b32", 32, random_dense(100)),
-        Workload("fig2_b128", 128, random_dense(100)),
-        Workload("fig2_b512", 512, random_dense(100)),
+        Workload("fig1_n10_b128", 128, random_dense(10, 1)),
+        Workload("fig1_n50_b128", 128, random_dense(50, 1)),
+        Workload("fig1_n500_b16", 16, random_dense(500, 1)),
+        Workload("fig2_b1", 1, random_dense(100, 2)),
+        Workload("fig2_b8", 8, random_dense(100, 2)),
+        Workload("fig2_b32", 32, random_dense(100, 2)),
+        Workload("fig2_b128", 128, random_dense(100, 2)),
+        Workload("fig2_b512", 512, random_dense(100, 2)),
         Workload("sudoku_b150", 150, sudoku),
         Workload("denoise_b150", 150, denoise(dense=False)),
         Workload("denoiseD_b150", 150, denoise(dense=True)),

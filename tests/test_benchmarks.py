@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, gpu_report, gpu_tasks, peers
+from benchmarks import gpu, gpu_report, gpu_tasks, peers, report
 from benchmarks.workloads import Arrays
 
 from optlayer import solve
@@ -61,6 +61,24 @@ def test_a_rehearsal_fills_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "A REHEARSAL" in shown
     assert "WRONG" in shown
     assert "could not be imported: ModuleNotFoundError" in shown
+
+
+def test_pages_say_what_was_measured() -> None:
+    """`python -m benchmarks.report` would change nothing: no number in prose is older than the results."""
+    pytest.importorskip("typer")
+    assert report.places()["comparison"].count("\n") == 6, "a head, a rule, five lines"
+    for path in report.PAGES:
+        text = path.read_text()
+        assert "<!-- comparison -->" in text
+        assert report.fill(text, report.places()) == text, f"{path.name}: run `python -m benchmarks.report`"
+    page = report.page(report.Measurements(report.RESULTS / "cpu.json"))
+    assert (report.ROOT / "docs" / "benchmarks.md").read_text() == page
+
+
+def test_places_are_filled_in_a_line_or_between_empty_lines() -> None:
+    text = "so <!-- speed -->old<!-- end -->.\n\n<!-- comparison -->\n\nold\n\n<!-- end -->\n<!-- else -->x<!-- end -->"
+    filled = report.fill(text, {"speed": "fast", "comparison": "| a |"})
+    assert filled == text.replace("-->old<", "-->fast<").replace("\nold\n", "\n| a |\n")
 
 
 @pytest.mark.parametrize(("forward", "verdict"), [(0.9e-3, True), (1.1e-3, False)])

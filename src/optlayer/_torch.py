@@ -19,6 +19,8 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 functorch_active = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func is at work."""
 
+TracerWarning: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]
+
 tracing_script = torch._C._get_tracing_state
 """The state of torch.jit.trace, or None."""
 
@@ -33,6 +35,11 @@ def transformed() -> bool:
     )
 
 
+def watched() -> bool:
+    """Whether values must not be looked at, for somebody transforms or traces them."""
+    return transformed() or tracing_script() is not None
+
+
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is at work."""
     return forward_ad._current_level >= 0
@@ -43,24 +50,26 @@ def forward_mode_on() -> Any:
     return forward_ad._set_fwd_grad_enabled(True)
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """function.apply, past its Python wrapper where that has nothing to do: it takes longer than a small solve."""
-    if torch.compiler.is_compiling() or functorch_active():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+def applier(function: type[torch.autograd.Function]) -> Any:
+    """function.apply without its Python wrapper, which takes longer than a small solve; not for torch.func."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+_keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def graph_is_kept() -> bool:
     """Whether the graph that is run backward now will be run again (`retain_graph`); True where torch cannot say."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else bool(ask())
+    return bool(_keep_graph())
 
 
 def dynamic_output_sizes() -> bool:
     """Whether the graph being traced may hold a tensor whose size is known only when it runs."""
     context = torch._guards.TracingContext.try_get()
-    shapes = context.fake_mode.shape_env if context and context.fake_mode else None
-    return shapes is None or shapes.allow_dynamic_output_shape_ops
+    mode = context.fake_mode if context and context.fake_mode else torch._guards.detect_fake_mode()
+    if mode is None:
+        return True
+    return mode.shape_env is not None and mode.shape_env.allow_dynamic_output_shape_ops
 
 
 # What torch.compiler.assume_constant_result does, which imports the whole compiler: called when a graph is traced.

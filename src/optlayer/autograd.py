@@ -52,7 +52,7 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
     if watched or call.smoothed:
         return call.solution(_apply(_Solve, call, *tensors))
     found: list[Point] = []
-    _apply(_Eager, call, found, *tensors)
+    _eager(call, problem, found, *tensors)
     return found[0]
 
 
@@ -60,10 +60,9 @@ def pullback(
     call: Call, tensors: Sequence[Any], point: Point, g_z: Tensor | None, g_rest: Tensor | None, need: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of the tensors (where `need`): by the backend's own function where nobody watches, or adjoint.py's."""
-    if g_rest is None and g_z is not None and len(point.rest) and call.eager():
-        engine = call.engine
-        assert not isinstance(engine, str)
-        fused = engine.pullback(call.problem(tensors), call.settings, point, g_z, need)
+    if g_rest is None and g_z is not None and len(point.block) and call.eager():
+        problem = call.problem(tensors)
+        fused = call.backend(problem).pullback(problem, call.settings, point, g_z, need)
         if fused is not None:
             return fused
     if g_z is not None and g_z.dim() != 2:
@@ -81,7 +80,8 @@ def kkt(call: Call, tensors: Sequence[Any], point: Point, rhs: Adjoint) -> Adjoi
 
 
 def _apply(function: type[torch.autograd.Function], call: Call, *args: Any) -> Any:
-    return function.apply(call, *args) if call.transformed else _torch.apply(function, call, *args)
+    plain = not (call.transformed or _torch.transformed())
+    return _torch.applier(function)(call, *args) if plain else function.apply(call, *args)
 
 
 def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,33 +113,36 @@ def _nested(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Eager(torch.autograd.Function):
-    """(call, list for the Point, tensors) → z, rest. The verdict and the factor need no autograd."""
+    """(call, problem, list for the Point, its tensors) → z, block. The verdict and the factor need no autograd."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, found: list[Point], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: Call, problem: Problem, found: list[Point], *tensors: Tensor | None) -> Any:
         engine: Any = call.engine
-        point = engine.solve(call.problem(tensors), call.settings, True)
+        point = engine.solve(problem, call.settings, True)
         ctx.call, ctx.others = call, point.others()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, point.shaped, point.rest)
+        ctx.save_for_backward(*tensors, point.shaped, point.block)
         point.factor = ()
         found.append(point)
-        return point.shaped, point.rest
+        return point.shaped, point.block
 
     @staticmethod
     @_full_precision
-    def backward(ctx: Any, g_z: Tensor | None, g_rest: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, z, rest = ctx.saved_tensors
+    def backward(ctx: Any, g_z: Tensor | None, g_block: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g_z is None and g_block is None:
+            return (None,) * (3 + DATA)
+        *tensors, z, block = ctx.saved_tensors
         call: Call = ctx.call
-        if g_z is None and g_rest is None:
-            return (None,) * (2 + DATA)
-        if _torch.legacy_batched(g_z if g_rest is None else g_rest):
-            raise NotImplementedError("is_grads_batched=True is torch's old vmap: use torch.func.jacrev, or torch.vmap")
-        point = Point(z, rest, *ctx.others)
-        grads = pullback(call, tensors, point, g_z, g_rest, ctx.needs_input_grad[2:])
+        point = Point(z, block, *ctx.others)
+        if g_block is not None:
+            g_block = g_block.narrow(-1, 0, sum(point.widths))
+        grads = pullback(call, tensors, point, g_z, g_block, ctx.needs_input_grad[3:])
         if not _torch.graph_is_kept():
             ctx.others = None
-        return (None, None, *grads)
+        return (None, None, None, *grads)
+
+
+_eager = _torch.applier(_Eager)
 
 
 class _Solve(torch.autograd.Function):

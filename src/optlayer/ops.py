@@ -73,7 +73,7 @@ def solve(call: Call, tensors: Sequence[Any], keep_factor: bool) -> tuple[Tensor
     `fullgraph=True` in newer versions (in 2.13, not in 2.6). There the factor is not kept, and the derivative makes it
     anew.
     """
-    keep = keep_factor and _torch.dynamic_output_sizes()
+    keep = keep_factor and call.structure.device.type != "meta" and _torch.dynamic_output_sizes()
     return outputs(call, torch.ops.optlayer.solve(*tensors, *_options(call, keep)))
 
 

@@ -17,26 +17,28 @@ FIELDS = (
 class Point:
     """Solution of a batch B; absent parts have no columns.
 
-    Four tensors instead of eleven: a small solve costs less than it takes autograd to handle so many.
+    Four tensors instead of eleven: a small solve costs less than it takes autograd to handle so many. Or even two: the
+    block that holds s to lam_ub may hold residuals and counts behind them in each row.
 
     Args:
         z: (B, n), or with the batch dimensions of the results in place of B.
-        rest: s, lam, nu, lam_lb and lam_ub side by side, (B, Σ widths).
+        block: s, lam, nu, lam_lb and lam_ub side by side, (B, Σ widths); without `counts`, residuals and counts behind
+            them, the counts in the room of one or two numbers.
         counts: status and iterations, int32, (B, 2).
         residuals: primal and dual residual and gap, (B, 3).
-        widths: columns of the parts of `rest` (`Structure.widths`).
+        widths: columns of the parts of `block` (`Structure.widths`).
         factor: the backend's own, for `kkt_solve`: tensors; () when not kept.
         unsolved: number of members that are not solved, where it is known without reading `counts`.
     """
 
-    __slots__ = ("_counts", "_residuals", "factor", "rest", "shaped", "unsolved", "verdict", "widths")
+    __slots__ = ("_counts", "_residuals", "block", "factor", "shaped", "unsolved", "widths")
 
     def __init__(
-        self, z: Tensor, rest: Tensor, counts: Tensor | None, residuals: Tensor | None, widths: tuple[int, ...],
-        factor: tuple[Any, ...] = (), unsolved: int | None = None, verdict: Tensor | None = None,
+        self, z: Tensor, block: Tensor, counts: Tensor | None, residuals: Tensor | None, widths: tuple[int, ...],
+        factor: tuple[Any, ...] = (), unsolved: int | None = None,
     ) -> None:  # fmt: skip
-        self.shaped, self.rest, self._counts, self._residuals = z, rest, counts, residuals
-        self.widths, self.factor, self.unsolved, self.verdict = widths, factor, unsolved, verdict
+        self.shaped, self.block, self._counts, self._residuals = z, block, counts, residuals
+        self.widths, self.factor, self.unsolved = widths, factor, unsolved
 
     @classmethod
     def of(
@@ -57,26 +59,36 @@ class Point:
         return z if z.dim() == 2 else z.reshape(-1, z.shape[-1])
 
     @property
+    def packed(self) -> bool:
+        """Whether residuals and counts are in the block."""
+        return self._counts is None
+
+    @property
+    def rest(self) -> Tensor:
+        """s, lam, nu, lam_lb and lam_ub side by side, (B, Σ widths)."""
+        return self.block.narrow(-1, 0, sum(self.widths)) if self.packed else self.block
+
+    @property
     def counts(self) -> Tensor:
-        if self._counts is None:  # residuals, then two int32 in the room of one or two numbers
-            assert self.verdict is not None
-            self._counts = self.verdict[:, 3:].view(torch.int32)
+        """Status and iterations, int32, (B, 2)."""
+        if self._counts is None:
+            return self.block.detach()[:, sum(self.widths) + 3 :].view(torch.int32)
         return self._counts
 
     @property
     def residuals(self) -> Tensor:
+        """Primal and dual residual and gap, (B, 3)."""
         if self._residuals is None:
-            assert self.verdict is not None
-            self._residuals = self.verdict[:, :3]
+            return self.block.detach().narrow(-1, sum(self.widths), 3)
         return self._residuals
 
     def others(self) -> tuple[Any, ...]:
-        """The arguments of Point after z and rest."""
-        return self._counts, self._residuals, self.widths, self.factor, self.unsolved, self.verdict
+        """The arguments of Point after z and the block."""
+        return self._counts, self._residuals, self.widths, self.factor, self.unsolved
 
     def part(self, i: int) -> Tensor:
         """Part i of `rest`, in the order of core.structure.PARTS."""
-        return self.rest.narrow(-1, sum(self.widths[:i]), self.widths[i])
+        return self.block.narrow(-1, sum(self.widths[:i]), self.widths[i])
 
     s = property(lambda self: self.part(0))
     lam = property(lambda self: self.part(1))
@@ -94,8 +106,9 @@ class Point:
         return tuple(getattr(self, name) for name in FIELDS)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What autograd must know of."""
-        return (self.z, self.rest, self.counts, self.residuals, *self.factor)
+        """What autograd must know of where it sees everything; no views."""
+        values = (self.z, self.rest, self.counts, self.residuals)
+        return (*((x.clone() for x in values) if self.packed else values), *self.factor)
 
     def select(self, members: Tensor) -> Point:
         """Some members, without factor."""
@@ -103,5 +116,7 @@ class Point:
 
     def take(self, members: Tensor | slice, other: Point) -> None:
         """Overwrite some members by those of another point; the factor stays."""
-        for mine, theirs in zip(self.tensors()[:4], other.tensors()[:4], strict=True):
-            mine[members] = theirs.to(mine.dtype)
+        self.z[members] = other.z.to(self.z)
+        self.rest[members] = other.rest.to(self.z)
+        self.counts[members] = other.counts
+        self.residuals[members] = other.residuals.to(self.z)

@@ -179,7 +179,7 @@ def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any, k
         kinds.append(kind)
     door = _Door(given, kinds)
     structure, folds = door.structure()
-    if key is not None and not structure.sparse:
+    if key is not None and not structure.sparse and _torch.tracing_script() is None:
         if len(_known) >= 1000:
             _known.clear()
         _known[key] = structure, folds

@@ -66,11 +66,16 @@ def choose(problem: Problem, wanted: str = "auto") -> Backend:
         TypeError: when the name is not a string.
         ValueError: when the wanted backend is unknown, unavailable, or refuses the problem; the message says why.
     """
+    known: Backend | None = problem.structure.plans.get((wanted, len(_added)))  # asked before
+    if known is not None:
+        return known
+    backend = _choose(problem, wanted)
+    problem.structure.plans[wanted, len(_added)] = backend
+    return backend
+
+
+def _choose(problem: Problem, wanted: str) -> Backend:
     if wanted == "auto":
-        if problem.device.type == "cpu" and not _added and not problem.sparse:  # the usual way, short
-            backend = _loaded.get("cpu")
-            if backend is not None and not isinstance(backend, str):
-                return backend
         for name in names() if problem.device.type == "cuda" else [name for name in names() if name != "cuda"]:
             backend = load(name)
             if not isinstance(backend, str) and backend.automatic and _refusal(backend, problem) is None:

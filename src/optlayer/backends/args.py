@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from optlayer.core.native import METHODS, NUMBERS, ROUGH, SIZE, TENSORS, factor, number, pack
+from optlayer import _torch
+from optlayer.core.native import DATA_SLOTS, METHODS, NUMBERS, ROUGH, SIZE, SLOTS, TENSORS, Plan, factor, number, pack
+from optlayer.core.structure import Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
 __all__ = [
-    "METHODS", "NUMBERS", "ROUGH", "SIZE", "TENSORS", "address", "empty_point", "factor", "number", "pack",
+    "METHODS", "NUMBERS", "ROUGH", "SIZE", "SLOTS", "TENSORS", "address", "empty_point", "factor", "number", "pack",
     "place_data", "place_parts", "place_point", "place_rows",
 ]  # fmt: skip
 
@@ -26,31 +29,83 @@ def address(x: Tensor) -> int:
     Raises:
         TypeError: for a tensor that has no memory of its own: a tracer's, a wrapper's, one of the meta device.
     """
-    at: int = x.data_ptr()
+    try:
+        at: int = x.data_ptr()
+    except RuntimeError:
+        at = 0
     if not at and x.numel():
-        raise TypeError(f"a {type(x).__name__} on {x.device} has no memory of its own for the compiled core to read")
+        hint = "; is_grads_batched=True is torch's old vmap: use torch.func.jacrev, or torch.vmap"
+        hint = hint if _torch.legacy_batched(x) else ""
+        raise TypeError(f"a {type(x).__name__} on {x.device} has no memory of its own for the compiled core{hint}")
     return at
+
+
+def _placed(x: Tensor, rank: int, keep: list[Tensor]) -> tuple[int, int]:
+    """Address and stride between members (0: shared) of a tensor of a problem; `keep` keeps a copy alive."""
+    if x.is_neg():  # a view that stands for −x, as of x.conj().imag
+        x = x.resolve_neg()
+        keep.append(x)
+    batched = x.dim() > rank
+    if not x.is_contiguous():
+        if batched and x.stride(0) == 0:
+            x, batched = x[0], False  # an expanded tensor is a shared one
+        if not (x[0] if batched and len(x) else x).is_contiguous():
+            x = x.contiguous()
+            keep.append(x)
+    return address(x), x.stride(0) if batched else 0
 
 
 def place_data(keep: list[Tensor], problem: Problem) -> list[int]:
     """Addresses of the problem's tensors and strides between members (0: shared); keeps alive what had to be copied."""
     places: list[int] = []
     for tensor, rank in zip(problem.tensors(), problem.structure.ranks, strict=True):
-        if tensor is None:
-            places += (0, 0)
-            continue
-        batched = tensor.dim() > rank
-        if tensor.is_neg():  # a view that stands for −x, as of x.conj().imag
-            tensor = tensor.resolve_neg()
-            keep.append(tensor)
-        if not tensor.is_contiguous():
-            if batched and tensor.stride(0) == 0:
-                tensor, batched = tensor[0], False  # an expanded tensor is a shared one
-            if not (tensor[0] if batched and len(tensor) else tensor).is_contiguous():
-                tensor = tensor.contiguous()
-                keep.append(tensor)
-        places += (address(tensor), tensor.stride(0) if batched else 0)
+        places += (0, 0) if tensor is None else _placed(tensor, rank, keep)
     return places
+
+
+def fill_data(words: array[int], plan: Plan, problem: Problem, keep: list[Tensor]) -> None:
+    """The same into the words of a plan."""
+    for x, slot, rank, size in zip(problem.tensors(), DATA_SLOTS, problem.structure.ranks, plan.sizes):  # noqa: B905
+        if x is not None:
+            if x.is_contiguous() and not x.is_neg():
+                words[slot] = address(x)
+                if x.dim() > rank:
+                    words[slot + 1] = size
+            else:
+                words[slot], words[slot + 1] = _placed(x, rank, keep)
+
+
+def new_point(words: array[int], plan: Plan, structure: Structure) -> Point:
+    """A point to be filled by the core: z in the shape that the user will see, and one block."""
+    new, dtype, device = torch.empty_strided, structure.dtype, structure.device  # (torch.empty takes longer)
+    z = new(*plan.z, dtype=dtype, device=device)
+    block = new(*plan.block, dtype=dtype, device=device)
+    words[_Z] = address(z)
+    fill_parts(words, plan.block_slots, address(block))
+    return Point(z, block, None, None, structure.widths)
+
+
+def fill_point(words: array[int], plan: Plan, point: Point, keep: list[Tensor]) -> None:
+    """Addresses of a point, which may come from another backend, into the words of a plan."""
+    z, block = point.shaped, point.block
+    if not point.packed:
+        counts = point.counts.contiguous().view(block.dtype).reshape(len(block), -1)
+        block = torch.cat([block, point.residuals.to(block), counts], -1)
+        keep.append(block)
+    if not (z.is_contiguous() and block.is_contiguous()):
+        z, block = z.contiguous(), block.contiguous()
+        keep += (z, block)
+    words[_Z] = address(z)
+    fill_parts(words, plan.block_slots, address(block))
+
+
+_Z = SLOTS["z"]
+
+
+def fill_parts(words: array[int], slots: Sequence[tuple[int, int]], at: int) -> None:
+    """Addresses of parts that lie side by side from `at`."""
+    for slot, offset in slots:
+        words[slot] = at + offset
 
 
 def empty_point(problem: Problem, batch: int) -> Point:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import struct
 import sys
+from array import array
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Backend
-from optlayer.core.native import VARIANTS, Core
+from optlayer.core.native import VARIANTS, Core, Plan
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
+from optlayer.core.structure import Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -53,46 +54,27 @@ def refuses(problem: Problem) -> str | None:
     return None if problem.device.type == "cpu" else f"tensors are on {problem.device}, not on a CPU"
 
 
-class _Call:
-    """Args of one problem: data and settings; the tensors of the answer are added to them.
-
-    `smoothed`: about the relaxed problem, if the settings have one.
-    """
-
-    __slots__ = ("batch", "data", "keep", "numbers", "smoothing", "tolerance")
-
-    def __init__(self, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool = True) -> None:
-        structure = problem.structure
-        single = structure.dtype is torch.float32
-        self.keep: list[Tensor] = []
-        self.data = args.place_data(self.keep, problem)
-        self.batch = 1 if structure.batch is None else structure.batch
-        self.numbers = (
-            structure.n, structure.m, structure.p, self.batch, single, structure.diagonal, METHOD, LANES,
-            torch.get_num_threads(), settings.max_iterations, settings.polish, keep_factor,
-        )
-        self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
-        self.smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
-
-    def pack(self, tensors: list[int]) -> ctypes.Array[ctypes.c_char]:
-        return args.pack(self.numbers, self.tolerance, self.data + tensors, self.smoothing)
-
-    def pack_adjoint(self, point: Point, rhs: list[int], v: Tensor) -> ctypes.Array[ctypes.c_char]:
-        """With a point, the right-hand side's places, and v, whose parts lie side by side."""
-        answer = args.place_parts(v, (point.z.shape[1], *point.widths[1:]))
-        factor = args.address(point.factor[0]) if point.factor else 0
-        return self.pack([*args.place_point(self.keep, point), *rhs, *answer, factor, 0])
-
-
 # What a test may force: an elimination (args.METHODS) and the lanes (1: one problem at a time; more: one in each lane).
 METHOD, LANES = 0, 0
 
 
+def _plan(structure: Structure, settings: Settings, keep: bool, smoothed: bool) -> Plan:
+    """The plan for a structure, made once: training asks the same question again and again."""
+    key = (id(settings), keep, smoothed, METHOD, LANES, torch.get_num_threads())
+    found: Plan | None = structure.plans.get(key)
+    if found is None:
+        if len(structure.plans) >= 100:
+            structure.plans.clear()
+        smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
+        found = structure.plans[key] = Plan(
+            structure, settings, structure.dtype is torch.float32, (METHOD, LANES, key[-1], keep), smoothing
+        )
+    return found
+
+
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member; what the core neither solves nor refutes, the reference backend tries."""
-    core = _core()
-    assert isinstance(core, Core)
-    point = _found(core, _Call(problem, settings, keep_factor, smoothed=False), problem, keep_factor)
+    point = _found(problem, settings, keep_factor, False)
     if point.unsolved:
         _ask_reference(problem, settings, point)
     return point
@@ -105,9 +87,7 @@ def relaxing() -> Backend:
 
 def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
     """The relaxed point of the members that are solved; what the core cannot relax, the reference backend does."""
-    core = _core()
-    assert isinstance(core, Core)
-    relaxed = _found(core, _Call(problem, settings, keep_factor), problem, keep_factor)
+    relaxed = _found(problem, settings, keep_factor, True)
     if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
         relaxed.take(rest, point.select(rest))
@@ -121,18 +101,27 @@ def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool)
     return relaxed
 
 
-def _found(core: Core, call: _Call, problem: Problem, keep_factor: bool) -> Point:
+def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> Point:
     """What the core finds for the members, and how many it leaves."""
-    point = args.empty_point(problem, call.batch)
+    core = _core()
+    assert isinstance(core, Core)
+    plan, kept = _plan(problem.structure, settings, keep_factor, smoothed), []  # type: tuple[Plan, list[Tensor]]
+    words = plan.words[:]
+    point = args.new_point(words, plan, problem.structure)
     point.unsolved = 0
-    if call.batch:
-        packed = call.pack(args.place_point(call.keep, point) + _NO_ADJOINT)
-        point.unsolved = _or_memory_error(core.solve(packed), problem)
+    if problem.structure.batch != 0:
+        args.fill_data(words, plan, problem, kept)
+        point.unsolved = core.solve(words.buffer_info()[0])
+        if point.unsolved < 0:
+            raise _no_memory(problem)
         if keep_factor:
-            point.factor = (_adopt(core, *args.factor(packed)),)
+            point.factor = (_adopt(core, words[_FACTOR], words[_FACTOR + 1]),)
     elif keep_factor:
         point.factor = (torch.empty(0, dtype=torch.uint8),)
     return point
+
+
+_FACTOR = args.SLOTS["factor"]
 
 
 def _few(problem: Problem, which: Tensor) -> Sequence[Tensor]:
@@ -141,16 +130,11 @@ def _few(problem: Problem, which: Tensor) -> Sequence[Tensor]:
     return which.nonzero().flatten().split(max(1, 4_000_000 // size**2))
 
 
-def _or_memory_error(left: int, problem: Problem) -> int:
-    if left < 0:
-        raise MemoryError(
-            f"the compiled core ran out of memory on a batch of {problem.batch} with "
-            f"n={problem.n}, m={problem.m}, p={problem.p}"
-        )
-    return left
-
-
-_NO_ADJOINT = [0] * (2 * 11)  # right-hand side, answer and factor
+def _no_memory(problem: Problem) -> MemoryError:
+    return MemoryError(
+        f"the compiled core ran out of memory on a batch of {problem.batch} with "
+        f"n={problem.n}, m={problem.m}, p={problem.p}"
+    )
 
 
 @functools.cache
@@ -196,18 +180,48 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
     point.unsolved = len(point.status.nonzero())
 
 
+def _adjoint(
+    problem: Problem, settings: Settings, point: Point, kept: list[Any]
+) -> tuple[array[int], Tensor | array[float]]:
+    """Args of a derivative but for its right-hand side, and room for v, whose parts lie side by side."""
+    plan = _plan(problem.structure, settings, bool(point.factor), True)
+    words = plan.words[:]
+    args.fill_data(words, plan, problem, kept)
+    args.fill_point(words, plan, point, kept)
+    if point.factor:
+        words[_FACTOR] = args.address(point.factor[0])
+    v: Tensor | array[float] = (
+        _SCRATCH[: plan.v] if plan.v <= len(_SCRATCH) else torch.empty(plan.v, dtype=problem.structure.dtype)
+    )
+    args.fill_parts(words, plan.v_slots, v.buffer_info()[0] if isinstance(v, array) else args.address(v))
+    return words, v
+
+
+_SCRATCH = array("d", bytes(8 * 256))
+"""A small v is copied from here: quicker than torch's allocation."""
+
+
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
     """Solve the KKT system at `point` for `rhs` with the factorisation of the forward pass."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, bool(point.factor))
-    v = _empty_adjoint(problem, call.batch)
-    answer = _parts(problem, v)
-    if call.batch:
-        packed = call.pack_adjoint(point, args.place_rows(call.keep, rhs), v)
-        if _or_memory_error(core.kkt_solve(packed), problem):
+    structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
+    v = torch.empty(structure.members, structure.n + sum(structure.widths[1:]), dtype=structure.dtype)
+    answer = Adjoint(*v.split((structure.n, *structure.widths[1:]), 1))
+    if len(v):
+        plan = _plan(structure, settings, bool(point.factor), True)
+        words, _ = _adjoint(problem, settings, point, kept)
+        args.fill_parts(words, plan.v_slots, args.address(v))
+        words[_RHS : _RHS + 2 * len(rhs)] = array("q", args.place_rows(kept, rhs))
+        left = core.kkt_solve(words.buffer_info()[0])
+        if left < 0:
+            raise _no_memory(problem)
+        if left:
             _differentiate_rest(problem, settings, point, rhs, answer)
     return answer
+
+
+_RHS = args.SLOTS["r_z"]
 
 
 def pullback(
@@ -216,40 +230,34 @@ def pullback(
     """Gradients of the tensors (where `need`) from that of z: `kkt_solve`, and the products of eq. 8."""
     core = _core()
     assert isinstance(core, Core)
-    call = _Call(problem, settings, bool(point.factor))
-    v = _empty_adjoint(problem, call.batch)
-    grads: list[Tensor | None] = []
-    wanted: list[int] = []
-    for x, needed, rank in zip(problem.tensors(), need, problem.structure.ranks, strict=True):
-        if not needed or x is None:
-            grads.append(None)
-            wanted += (0, 0)
-            continue
-        grad = _empty_gradient(core, x)
-        grads.append(grad)
-        wanted += (args.address(grad), grad.stride(0) if grad.dim() > rank else 0)
-    rhs = args.place_rows(call.keep, (grad_z,)) + _NO_SIDES
-    packed, gradients = call.pack_adjoint(point, rhs, v), _GRADIENTS.pack(*wanted)
-    if _or_memory_error(core.pullback(packed, gradients), problem):
+    structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
+    words, v = _adjoint(problem, settings, point, kept)
+    grads: list[Tensor | None] = [None] * len(need)
+    to = _NO_GRADIENTS[:]
+    for i, (x, needed, rank) in enumerate(zip(problem.tensors(), need, structure.ranks)):  # noqa: B905
+        if needed and x is not None:
+            grads[i] = grad = _empty_gradient(core, x)
+            to[2 * i] = args.address(grad)
+            if grad.dim() > rank:
+                to[2 * i + 1] = grad.stride(0)
+    if grad_z.is_neg() or not grad_z.is_contiguous():
+        grad_z = grad_z.resolve_neg().contiguous()
+    words[_RHS], words[_RHS + 1] = args.address(grad_z), structure.n
+    left = core.pullback(words.buffer_info()[0], to.buffer_info()[0])
+    if left < 0:
+        raise _no_memory(problem)
+    if left:
+        g_z = grad_z.reshape(-1, structure.n)
         sides = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
-        _differentiate_rest(problem, settings, point, Adjoint(grad_z, *sides), _parts(problem, v))
-        core.products(packed, gradients)
+        room = v if isinstance(v, Tensor) else torch.frombuffer(v, dtype=structure.dtype)
+        rows = room[: len(g_z) * (structure.n + sum(structure.widths[1:]))].view(len(g_z), -1)
+        answer = Adjoint(*rows.split((structure.n, *structure.widths[1:]), 1))
+        _differentiate_rest(problem, settings, point, Adjoint(g_z, *sides), answer)
+        core.products(words.buffer_info()[0], to.buffer_info()[0])
     return grads
 
 
-_NO_SIDES = [0] * (2 * 4)  # the right-hand side but for z
-_GRADIENTS = struct.Struct("=16q")  # address and stride for each tensor of the problem
-
-
-def _empty_adjoint(problem: Problem, batch: int) -> Tensor:
-    """v to be filled by the core, its parts side by side."""
-    structure = problem.structure
-    columns = structure.n + sum(structure.widths[1:])
-    return torch.empty_strided((batch, columns), (columns, 1), dtype=structure.dtype, device=structure.device)
-
-
-def _parts(problem: Problem, v: Tensor) -> Adjoint:
-    return Adjoint(*v.split((problem.n, *problem.widths[1:]), 1))
+_NO_GRADIENTS = array("q", bytes(8 * 16))  # address and stride for each tensor of the problem
 
 
 def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, answer: Adjoint) -> None:

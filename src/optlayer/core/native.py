@@ -6,11 +6,16 @@ Nothing here knows what a tensor is; whoever calls brings addresses.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
 import sys
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
+
+from optlayer.core.settings import Settings
+from optlayer.core.structure import NAMES, PARTS, Structure
 
 NUMBERS = (
     "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
@@ -23,6 +28,7 @@ TENSORS = (
     "v_z", "v_lam", "v_nu", "v_lb", "v_ub",
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
+ADJOINT = ("v_z", "v_lam", "v_nu", "v_lb", "v_ub")
 ROUGH = 7  # a status within the core: solved, but better can be hoped for
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
@@ -50,6 +56,83 @@ def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
     """Address and size of the block with the factors."""
     address, size = struct.unpack_from("=2q", buffer, SIZE - 16)
     return address, size
+
+
+SLOTS = {name: SIZE // 8 - 2 * (len(TENSORS) - i) for i, name in enumerate(TENSORS)}
+"""Where the address of a tensor is in Args, counted in words of eight bytes; its stride is in the next word."""
+DATA_SLOTS = tuple(SLOTS[name] for name in NAMES)
+
+
+class Plan:
+    """Args of one structure, settings and number of threads: what does not change from call to call is in its place.
+
+    A call copies `words` and fills in addresses (and the strides of batched data).
+
+    Args:
+        structure, settings: of the problem, how exactly.
+        single: whether its numbers have four bytes.
+        numbers: method, lanes, threads, keep of Args.
+        smoothing: 0: the solution itself.
+
+    Attributes:
+        words: Args.
+        z: shape and strides of z.
+        block: shape and strides of the parts beside it, with the residuals and the counts (two int32) behind them, and
+            (slot, offset in bytes) for each.
+        v: numbers in an adjoint, and (slot, offset) for each of its parts.
+        sizes: numbers in a member of each tensor of the problem.
+    """
+
+    __slots__ = ("block", "block_slots", "settings", "sizes", "v", "v_slots", "words", "z")
+
+    def __init__(
+        self, structure: Structure, settings: Settings, single: bool, numbers: tuple[int, int, int, bool],
+        smoothing: float,
+    ) -> None:  # fmt: skip
+        n, m, p, batch, widths = structure.n, structure.m, structure.p, structure.members, structure.widths
+        method, lanes, threads, keep = numbers
+        self.settings = settings  # kept alive: a call finds its plan by the identity of the settings
+        tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        sizes = (n, m, p, batch, single, structure.diagonal, method, lanes, threads)
+        head = (*sizes, settings.max_iterations, settings.polish, keep)
+        self.words = array("q", bytes(pack(head, tolerance, [0] * 2 * len(TENSORS), smoothing)))
+        size, columns = 4 if single else 8, sum(widths)
+        self.z = (*structure.shape, n), _contiguous((*structure.shape, n))
+        row, residuals = columns + 3 + 8 // size, ("primal_residual", "dual_residual", "gap")
+        self.block = (batch, row), (row, 1)
+        self.block_slots = self._parts((*PARTS, *residuals), (*widths, 1, 1, 1), row, size)
+        self.block_slots += [(SLOTS["status"], (columns + 3) * size), (SLOTS["iterations"], (columns + 3) * size + 4)]
+        self._strides(("z",), n)
+        self._strides(("status", "iterations"), row * size // 4)
+        parts = (n, *widths[1:])
+        self.v = batch * sum(parts)
+        self.v_slots = self._parts(ADJOINT, parts, sum(parts), size)
+        inner = {"n": n, "m": m, "p": p}
+        self.sizes = [math.prod(inner[letter] for letter in form) for form in structure.forms]
+
+    def _strides(self, names: Sequence[str], stride: int) -> None:
+        for name in names:
+            self.words[SLOTS[name] + 1] = stride
+
+    def _parts(self, names: Sequence[str], widths: Sequence[int], row: int, size: int) -> list[tuple[int, int]]:
+        """Slots and offsets of parts that lie side by side in rows, but for those without columns."""
+        found, at = [], 0
+        for name, width in zip(names, widths, strict=True):
+            if width:
+                found.append((SLOTS[name], at * size))
+                self._strides((name,), row)
+            at += width
+        return found
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for extent in reversed(shape):
+        strides.insert(0, step)
+        step *= max(extent, 1)
+    return tuple(strides)
+
 
 # --- the library -----------------------------------------------------------------------------------------------------
 
@@ -94,9 +177,9 @@ class Core:
         library = ctypes.CDLL(str(self.path))  # calls release the GIL
         library.optlayer_args_size.restype = ctypes.c_int64
         for call in (library.optlayer_solve, library.optlayer_kkt_solve):
-            call.argtypes = [ctypes.c_char_p]
+            call.argtypes = [ctypes.c_void_p]
         for call in (library.optlayer_pullback, library.optlayer_products):
-            call.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+            call.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         library.optlayer_take.argtypes, library.optlayer_take.restype = [ctypes.c_int64], ctypes.c_void_p
         library.optlayer_release.argtypes = [ctypes.c_void_p]
         library.optlayer_release.restype = None

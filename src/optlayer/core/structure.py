@@ -65,6 +65,12 @@ class Structure:
         self.plans: dict[Any, Any] = {}
         self._set_shape(shape)
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The sizes of each tensor without the batch, as letters."""
+        Q, G, A = (kind.rank for kind in self.kinds)
+        return "nn"[:Q], "n", "pn"[-G:], "p", "mn"[-A:], "m", "n", "n"
+
     def _set_shape(self, shape: Sequence[int]) -> None:
         self.shape, size = tuple(shape), 1
         for extent in self.shape:
