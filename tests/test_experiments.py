@@ -118,10 +118,15 @@ def test_the_dual_form_minimises_total_variation() -> None:
             assert (objective(z + size * torch.randn_like(z)) >= best - 1e-6).all()
 
 
-def test_innovations_of_a_random_walk_are_its_differences() -> None:
+def test_sparsity_finds_differences_from_a_random_start() -> None:
     torch.manual_seed(0)
-    walks = torch.randn(200_000, 6, dtype=torch.float64).cumsum(1) * 100
-    torch.testing.assert_close(denoising.innovations(walks), denoising.differences(6), atol=0.02, rtol=0)
+    _, clean = denoising.signals(2000, length=20)
+    random, sparse = denoising.sparse_rows(clean, 0), denoising.sparse_rows(clean, 400)
+    assert denoising.share_of_two(random) < 0.75
+    assert denoising.share_of_two(sparse) > 0.95
+    neighbours = sparse.abs().topk(2, 1).indices.diff(dim=1).abs() == 1
+    assert neighbours.double().mean() > 0.8
+    assert denoising.share_of_two(denoising.differences(20)) == pytest.approx(1.0)
 
 
 def test_total_variation_divides_the_noise_by_six() -> None:
@@ -221,10 +226,12 @@ def test_the_best_epoch_is_chosen_without_the_test_examples(tmp_path: Path) -> N
 
 
 def test_denoising_runs(tmp_path: Path) -> None:
-    denoising.main(train=60, test=30, epochs=1, batch=20, fc_epochs=1, fc_hidden=20, sweep=22, out=tmp_path)
+    denoising.main(
+        train=60, test=30, epochs=1, batch=20, fc_epochs=1, fc_hidden=20, sweep=22, seeds=2, few=1, out=tmp_path
+    )
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert len(results) == 6
-    assert results[0]["ratio"] == 1
+    assert [row["seed"] for row in results] == [0] * 6 + [1] * 4
+    assert [row["ratio"] for row in results if row["model"] == "total variation"] == [1, 1]
     assert all(np.isfinite(row["test_loss"]) for row in results)
     for name in ("curves.png", "differences.png", "signals.png", "sweep.png"):
         assert (tmp_path / name).stat().st_size > 1000, name
