@@ -32,6 +32,7 @@ LEVELS = (
     ("nn", "compat"),
     ("experiments",),
     ("cli",),
+    ("__main__",),
 )
 LAZY = {
     ("backends.base", "backends.reference"),  # the defaults of the contract are the reference's

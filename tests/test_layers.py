@@ -159,7 +159,7 @@ def test_total_variation_learns_its_differences() -> None:
     layer(normal(4, 6)).square().sum().backward()
     for parameter in layer.parameters():
         assert parameter.grad.abs().max() > 0
-    with pytest.raises(ValueError, match="last dimensions"):
+    with pytest.raises(ValueError, match=r"\(…, 6\) is needed, not \(4, 7\)"):
         layer(normal(4, 7))
 
 
@@ -308,3 +308,116 @@ def test_float32_copies_and_pickles(layer_and_shape) -> None:  # type: ignore[no
     close(first(single(y.float())), expected, 1e-4)
     for twin in (copy.deepcopy(single), pickle.loads(pickle.dumps(single))):
         close(first(twin(y.float())), first(single(y.float())))
+
+
+# --- what all layers share ------------------------------------------------------------------------------------
+
+ARGUMENTS = {
+    "BirkhoffProjection": ((), ((2, 3, 3),)),
+    "BoxProjection": ((-1.0, 1.0), ((2, 3),)),
+    "HalfspaceProjection": ((torch.eye(3), torch.ones(3)), ((2, 3),)),
+    "L1BallProjection": ((), ((2, 3),)),
+    "LInfBallProjection": ((), ((2, 3),)),
+    "LinearMPC": ((torch.eye(2), torch.ones(2, 1), 3), ((2, 2),)),
+    "MaxOfLinear": ((torch.eye(3),), ((2, 3),)),
+    "MonotoneProjection": ((), ((2, 3),)),
+    "OptNetLayer": ((3, 2), ((2, 3),)),
+    "PiecewiseLinear": ((torch.tensor([0.0]), torch.tensor([0.0, 1.0])), ((2, 3),)),
+    "Portfolio": ((), ((2, 3), (3, 3))),
+    "QPLayer": ((), ((3, 3), (2, 3))),
+    "ReLULayer": ((torch.eye(3), torch.zeros(3)), ((2, 3),)),
+    "SafetyFilter": ((), ((2, 3), (2, 1), (2, 1), (2, 1, 3))),
+    "SimplexProjection": ((), ((2, 3),)),
+    "Sparsemax": ((), ((2, 3),)),
+    "TotalVariation": ((3,), ((2, 3),)),
+    "ElasticQPLayer": ((), ((3, 3), (2, 3))),
+    "SVMHead": ((3,), ()),
+}
+
+
+def inputs_of(name: str, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    if name == "SVMHead":
+        return [torch.randn(2, 6, 3), torch.tensor([0, 0, 1, 1, 2, 2]).repeat(2, 1), torch.randn(2, 2, 3)]
+    return [torch.eye(shape[0]) if len(set(shape)) == 1 else torch.randn(*shape) for shape in shapes]
+
+
+def test_every_layer_is_in_the_table() -> None:
+    assert ARGUMENTS.keys() == set(nn.__all__)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_layers_return_the_whole_solution(name: str) -> None:
+    arguments, shapes = ARGUMENTS[name]
+    layer = getattr(nn, name)(*arguments)
+    inputs = inputs_of(name, shapes)
+    sol = layer.solution(*inputs[: 2 if name == "SVMHead" else None])
+    lead = (2, 3) if name == "PiecewiseLinear" else (2,)
+    assert sol.status.shape == lead
+    assert sol.solved.all()
+    out = layer(*inputs)
+    assert (out[0] if isinstance(out, tuple) else out).shape[0] == 2
+    for method in (type(layer).forward, type(layer).solution, type(layer)):
+        assert method.__doc__, name
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_layers_check_their_options_when_they_are_made(name: str) -> None:
+    arguments, _ = ARGUMENTS[name]
+    make = getattr(nn, name)
+    with pytest.raises(TypeError, match=r"settings is a dict, not Settings \(Settings\(\*\*settings\)\?\)"):
+        make(*arguments, settings={"tolerance": 1e-6})
+    with pytest.raises(TypeError, match="unexpected keyword 'tolerance'; solve takes settings, backend, check"):
+        make(*arguments, tolerance=1e-6)
+    with pytest.raises(TypeError, match="check is a str, not bool"):
+        make(*arguments, check="no")
+    assert "backend='reference'" in repr(make(*arguments, backend="reference"))
+
+
+def test_representations_show_the_arguments() -> None:
+    assert repr(nn.SimplexProjection(2.0)) == "SimplexProjection(radius=2)"
+    assert repr(nn.BoxProjection(torch.zeros(3), 1.0)) == "BoxProjection(lb=tensor(3,), ub=1)"
+    assert repr(nn.Portfolio(largest=0.5)) == "Portfolio(risk_aversion=1, largest=0.5)"
+    assert repr(nn.OptNetLayer(3, 2)) == "OptNetLayer(variables=3, inequalities=2, equalities=0)"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.SimplexProjection(0.0), "radius > 0 is needed, not 0.0"),
+        (lambda: nn.L1BallProjection(-1.0), "radius > 0"),
+        (lambda: nn.LInfBallProjection(-1.0), "radius > 0"),
+        (lambda: nn.BoxProjection(1.0, 0.0), "lb ≤ ub"),
+        (lambda: nn.HalfspaceProjection(torch.eye(3), torch.ones(2)), r"not \(3, 3\), \(2,\)"),
+        (lambda: nn.Portfolio(0.0), "risk_aversion > 0"),
+        (lambda: nn.Portfolio(largest=0.1)(torch.ones(3), torch.eye(3)), "3 × 0.1 < 1"),
+        (lambda: nn.Portfolio()(torch.ones(3), torch.eye(2)), r"covariance \(…, 3, 3\) is needed, not \(2, 2\)"),
+        (lambda: nn.SafetyFilter(gain=-1.0), "gain > 0"),
+        (lambda: nn.TotalVariation(3, -1.0), "weight > 0"),
+        (lambda: nn.TotalVariation((2, 3))(torch.ones(3, 2)), r"\(…, 2, 3\) is needed, not \(3, 2\)"),
+        (lambda: nn.SVMHead(1), "classes ≥ 2"),
+        (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 0), "horizon ≥ 1"),
+        (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 3)(torch.ones(3)), r"x0 \(…, 2\) is needed, not \(3,\)"),
+        (lambda: nn.OptNetLayer(3)(torch.ones(4)), r"\(…, 3\) is needed, not \(4,\)"),
+        (lambda: nn.MaxOfLinear(torch.eye(3))(torch.ones(2)), r"\(…, 3\) is needed, not \(2,\)"),
+    ],
+)
+def test_layers_speak_of_their_own_arguments(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_layers_take_names() -> None:
+    layer = nn.Portfolio(largest=0.5, names={"z": ["gold", "wood", "salt"]}, check=False)
+    returns = torch.tensor([1.0, torch.nan, 0.0])
+    assert "q[1]" in layer.solution(returns, torch.eye(3)).explain()
+    covariance = torch.diag(torch.tensor([1.0, -1.0, 1.0]))
+    assert "along wood (z[1])" in layer.solution(torch.zeros(3), covariance).explain()
+
+
+def test_integers_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"the input has dtype torch\.int64"):
+        nn.Sparsemax()(torch.ones(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="the input is a list"):
+        nn.SimplexProjection()([1.0])
+    with pytest.raises(IndexError, match="dim=3"):
+        nn.Sparsemax(dim=3)(torch.ones(3, 2))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import optlayer
-from optlayer.compat import qpth as compat
-from optlayer.compat.qpth import QPFunction, QPSolvers
+from optlayer.compat.qpth import qp as compat
+from optlayer.compat.qpth.qp import QPFunction, QPSolvers
 
 F64 = torch.float64
 NAMES = "QpGhAb"
@@ -235,3 +235,27 @@ def test_agrees_with_qpth(batched: str) -> None:
             size = 1 + mean.abs().max().item()
             close(mine[i], mean, 1e-9 * size)
             close(mine[i], other[i], 1e-6 * size)
+
+
+# --- what else qpth's users write -----------------------------------------------------------------------------
+
+
+def test_modules_are_where_qpth_has_them() -> None:
+    import optlayer.compat.qpth as qpth
+
+    assert qpth.qp.QPFunction is QPFunction is qpth.QPFunction
+    assert optlayer.compat.qpth is qpth
+
+
+def test_sides_in_another_dtype_are_cast() -> None:
+    Q, p, G, h, A, b = problem(3, batched="p")
+    leaves = [h.float().requires_grad_(), b.float().requires_grad_()]
+    z = QPFunction(verbose=-1)(Q, p, G, leaves[0], A, leaves[1])
+    close(z, QPFunction(verbose=-1)(Q, p, G, h.float().double(), A, b.float().double()))
+    z.sum().backward()
+    assert all(x.grad.dtype == torch.float32 for x in leaves)
+
+
+def test_the_sparse_function_says_what_serves_instead() -> None:
+    with pytest.raises(NotImplementedError, match=r"optlayer\.solve"):
+        compat.SpQPFunction(None, None, None, None, None, None)

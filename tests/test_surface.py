@@ -341,3 +341,19 @@ def test_an_unknown_variant_of_the_core_is_an_error() -> None:
     assert done.returncode != 0
     assert "OPTLAYER_CPU=avx1024" in done.stderr
     assert "installed are" in done.stderr
+
+
+def test_the_command_line_says_versions_and_solvers() -> None:
+    pytest.importorskip("typer")
+    for arguments in (["--version"], ["info"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "optlayer", *arguments], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert optlayer.__version__ in done.stdout
+    assert "backend qpsolvers:NAME" in done.stdout
+    assert "threads" in done.stdout
+    pytest.importorskip("qpsolvers")
+    from optlayer.backends import qpsolvers
+
+    assert all(solver.split()[0] in " ".join(done.stdout.split()) for solver in qpsolvers.solvers())

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 
 import optlayer
-from optlayer.backends import cpu
+from optlayer.backends import cpu, qpsolvers
 
 try:
     import typer
@@ -41,6 +41,19 @@ else:
         pretty_exceptions_show_locals=False,
         add_completion=False,
     )
+
+    def say_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"optlayer {optlayer.__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=say_version, is_eager=True, help="Print the version and end.")
+        ] = False,
+    ) -> None:
+        pass
 
     def command(main: Callable[..., None], name: str) -> Callable[..., None]:
         """`main` as a command: a mistake ends it with one sentence and code 2, Ctrl-C with code 130.
@@ -96,6 +109,8 @@ else:
         for name, why_not in optlayer.available().items():
             variant = f" ({cpu.variant()} code)" if name == "cpu" and why_not is None else ""
             pairs.append((f"backend {name}", f"available{variant}" if why_not is None else f"no: {why_not}"))
+        others = qpsolvers.unavailable() or ", ".join(qpsolvers.solvers()) or "none installed"
+        pairs.append((f"backend {qpsolvers.PREFIX}NAME", others))
         harness.console().print(harness.facts(pairs))
 
     def paper(

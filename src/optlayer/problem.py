@@ -281,15 +281,13 @@ class _Door:
         return tuple(shape[:extra])
 
     def fill(self) -> None:
-        """Tensors in place of numbers and of scalar tensors."""
+        """Tensors in place of numbers."""
         q = self.given[1]
         for name, letter in _FILLED.items():
             i = NAMES.index(name)
             x = self.given[i]
             if isinstance(x, float):
                 self.given[i] = torch.full((self.sizes[letter],), x, dtype=q.dtype, device=q.device)
-            elif x is not None and x.dim() == 0:
-                self.given[i] = x.expand(self.sizes[letter])
 
     def broadcast(self, batches: list[Any]) -> tuple[int, ...]:
         """The batch dimensions of the result, by torch's rule."""
@@ -309,8 +307,10 @@ class _Door:
         """For each tensor the shape to expand and the shape to bring it to; None for those that stay."""
         found: list[Any] = []
         shape = structure.shape
-        for x, batch in zip(self.given, batches, strict=True):
+        for name, x, batch in zip(NAMES, self.given, batches, strict=True):
             fold: Any = None
+            if name in _FILLED and x is not None and x.dim() == 0:
+                fold = ((self.sizes[_FILLED[name]],),) * 2
             if batch and (batch != shape or len(shape) > 1):
                 core = tuple(x.shape[len(batch) :])
                 if all(extent == 1 for extent in batch) and any(extent != 1 for extent in shape):

@@ -19,6 +19,7 @@ below 1e-12.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -69,6 +70,21 @@ def unavailable() -> str | None:
     """None, or why there are no other solvers."""
     missing = [name for name in ("qpsolvers", "scipy") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed: {_HINT}" if missing else None
+
+
+def solvers() -> list[str]:
+    """The solvers that the package finds, with their versions."""
+    found = []
+    for name in _package().available_solvers:
+        try:
+            found.append(f"{name} {importlib.metadata.version(_PACKAGES.get(name, name))}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(name)
+    return found
+
+
+_PACKAGES = {"gurobi": "gurobipy", "highs": "highspy", "jaxopt_osqp": "jaxopt", "proxqp": "proxsuite"}
+"""Whose name is another."""
 
 
 @dataclass

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
-from ..solve import solve
-from .common import constant, like
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, constant, like, positive
 
 __all__ = ["ElasticQPLayer"]
 
 
-class ElasticQPLayer(nn.Module):
+class ElasticQPLayer(Layer):
     """The quadratic program whose chosen rows may be violated at a price, so that it is always feasible.
 
         minimise ½ zᵀQz + qᵀz + weight·1ᵀt + ½ ε ‖t‖²
@@ -29,7 +29,7 @@ class ElasticQPLayer(nn.Module):
         weight: the price of a unit of violation, positive; a number or a tensor `(k,)`, one for each elastic row.
         epsilon: ε ≥ 0, the curvature of the price.
         inequalities, equalities: the elastic rows: all, none, or a list of indices.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(Q, q, G, h, A, b, lb, ub)` takes the tensors of `optlayer.solve` and returns z `(…, n)` and the violation
     t `(…, k)`, inequalities first.
@@ -38,21 +38,24 @@ class ElasticQPLayer(nn.Module):
     """
 
     weight: float | Tensor
+    shown = ("weight", "epsilon", "inequalities", "equalities")
 
     def __init__(
         self, weight: float | Tensor = 100.0, epsilon: float = 0.0, *, inequalities: bool | list[int] = True,
-        equalities: bool | list[int] = True, **options: Any,
+        equalities: bool | list[int] = True, **options: Unpack[Options],
     ) -> None:
-        super().__init__()
-        if epsilon < 0 or bool((torch.as_tensor(weight) <= 0).any()):
-            raise ValueError(f"weight > 0 and epsilon ≥ 0 are needed, not {weight}, {epsilon}")
+        super().__init__(**options)
+        positive(weight=weight)
+        if epsilon < 0:
+            raise ValueError(f"epsilon ≥ 0 is needed, not {epsilon}")
         constant(self, "weight", weight)
-        self.epsilon, self.inequalities, self.equalities, self.options = epsilon, inequalities, equalities, options
+        self.epsilon, self.inequalities, self.equalities = epsilon, inequalities, equalities
 
-    def forward(
+    def solution(
         self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | None = None,
         A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Solution:
+        """The Solution in the variables (z, t of the inequalities, t⁺ and t⁻ of the equalities)."""
         n = q.shape[-1]
         E = _columns(h, self.inequalities)  # (p, i): which rows have a t
         F = _columns(b, self.equalities)  # (m, j): A z = b + t⁺ − t⁻, and |A z − b| = t⁺ + t⁻
@@ -72,9 +75,15 @@ class ElasticQPLayer(nn.Module):
             A = _beside(A, q.new_zeros(len(F), i), -F.to(q), F.to(q))
         lb = _beside(q.new_full((n,), -torch.inf) if lb is None else lb, torch.zeros_like(price))
         ub = None if ub is None else _beside(ub, torch.full_like(price, torch.inf))
-        sol = solve(Q, _beside(q, price), G, h, A, b, lb, ub, **self.options)
+        return solve(Q, _beside(q, price), G, h, A, b, lb, ub, **self.options)
 
-        z, t, up, down = sol.z.split([n, i, j, j], -1)
+    def forward(
+        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | None = None,
+        A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """z (…, n) and the violation (…, k), inequalities first."""
+        i, j = _columns(h, self.inequalities).shape[1], _columns(b, self.equalities).shape[1]
+        z, t, up, down = self.solution(Q, q, G, h, A, b, lb, ub).z.split([q.shape[-1], i, j, j], -1)
         return z, torch.cat([t, up + down], -1)
 
 

@@ -5,19 +5,19 @@ They show what such a layer can express. Use `torch.relu` where a ReLU is all yo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
-from ..solve import solve
-from .common import constant, like
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, constant, like, shaped
 
 __all__ = ["MaxOfLinear", "PiecewiseLinear", "ReLULayer"]
 
 
-class ReLULayer(nn.Module):
+class ReLULayer(Layer):
     """A linear layer and its ReLU, as one quadratic program.
 
         max(W x + b, 0) = argmin ½‖z − (W x + b)‖²  subject to  z ≥ 0
@@ -25,25 +25,33 @@ class ReLULayer(nn.Module):
     Args:
         W: `(m, n)`, becomes a parameter.
         b: `(m,)`, becomes a parameter.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(x (…, n))` returns `(…, m)`.
 
     Source: Amos and Kolter, OptNet, 2017, Theorem 2.
     """
 
-    def __init__(self, W: Tensor, b: Tensor, **options: Any) -> None:
-        super().__init__()
-        self.W, self.b, self.options = nn.Parameter(W.detach().clone()), nn.Parameter(b.detach().clone()), options
+    def __init__(self, W: Tensor, b: Tensor, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        if W.dim() != 2 or b.shape != W.shape[:1]:
+            raise ValueError(f"W (m, n) and b (m,) are needed, not {tuple(W.shape)}, {tuple(b.shape)}")
+        self.W, self.b = nn.Parameter(W.detach().clone()), nn.Parameter(b.detach().clone())
+
+    def solution(self, x: Tensor) -> Solution:
+        """The Solution: `lam_lb` is what the ReLU cuts off."""
+        shaped("the input", x, self.W.shape[1])
+        return solve(Diagonal(torch.ones_like(self.b)), -(x @ self.W.mT + self.b), lb=0.0, **self.options)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.W.mT + self.b
-        one = torch.ones_like(self.b)
-        rows = y.reshape(-1, len(one))
-        return solve(Diagonal(one), -rows, lb=torch.zeros_like(one), **self.options).z.view(y.shape)
+        """max(W x + b, 0) (…, m) of x (…, n)."""
+        return self.solution(x).z
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [f"W={tuple(self.W.shape)}", super().extra_repr()]))
 
 
-class PiecewiseLinear(nn.Module):
+class PiecewiseLinear(Layer):
     """A continuous piecewise-linear function of each entry, as a quadratic program with k + 1 variables for k kinks.
 
     The function is a line and a bend at each breakpoint, with w_i = slope_i − slope_{i−1}:
@@ -61,7 +69,7 @@ class PiecewiseLinear(nn.Module):
         breakpoints: `(k,)`, ascending; k ≥ 1.
         slopes: `(k + 1,)`, from left to right.
         value: f at the first breakpoint.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     The first three learn if they are parameters. Takes `x` of any shape, and returns f of each entry.
 
@@ -71,9 +79,12 @@ class PiecewiseLinear(nn.Module):
     breakpoints: Tensor
     slopes: Tensor
     value: float | Tensor
+    shown = ("breakpoints", "slopes", "value")
 
-    def __init__(self, breakpoints: Tensor, slopes: Tensor, value: float | Tensor = 0.0, **options: Any) -> None:
-        super().__init__()
+    def __init__(
+        self, breakpoints: Tensor, slopes: Tensor, value: float | Tensor = 0.0, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
         if breakpoints.dim() != 1 or not len(breakpoints) or slopes.shape != (len(breakpoints) + 1,):
             shapes = tuple(breakpoints.shape), tuple(slopes.shape)
             raise ValueError(f"breakpoints (k,) with k ≥ 1 and slopes (k + 1,) are needed, not {shapes}")
@@ -81,20 +92,25 @@ class PiecewiseLinear(nn.Module):
             raise ValueError("breakpoints must ascend")
         for name, given in (("breakpoints", breakpoints), ("slopes", slopes), ("value", value)):
             constant(self, name, given)
-        self.options = options
 
-    def forward(self, x: Tensor) -> Tensor:
-        column = x.reshape(-1, 1)
+    def solution(self, x: Tensor) -> Solution:
+        """The Solution with z = (f(x), t), in the shape of x."""
+        shaped("the input", x)
+        column = x.unsqueeze(-1)
         breakpoints, slopes = self.breakpoints.to(x), self.slopes.to(x)
         line = like(self.value, x) + slopes[0] * (column - breakpoints[0])
         # With e = (1, −w), the terms are ½ ‖t‖² + ½ (eᵀ(z, t) − l)².
         e = torch.cat([torch.ones_like(slopes[:1]), -slopes.diff()])
         Q = torch.outer(e, e) + torch.cat([torch.zeros_like(e[:1]), torch.ones_like(breakpoints)]).diag()
-        lb = torch.cat([torch.full_like(column, -torch.inf), column - breakpoints], 1)
-        return solve(Q, -line * e, lb=lb, **self.options).z[:, 0].view(x.shape)
+        lb = torch.cat([torch.full_like(column, -torch.inf), column - breakpoints], -1)
+        return solve(Q, -line * e, lb=lb, **self.options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f of each entry of x, in its shape."""
+        return self.solution(x).z[..., 0]
 
 
-class MaxOfLinear(nn.Module):
+class MaxOfLinear(Layer):
     """The largest of k linear functions, as a quadratic program with one variable.
 
         max_i (W x + b)_i = argmin ½ (z − mean_i (W x + b)_i)²  subject to  (W x + b)_i ≤ z
@@ -106,20 +122,31 @@ class MaxOfLinear(nn.Module):
     Args:
         W: `(k, n)`, becomes a parameter.
         b: `(k,)`, becomes a parameter; zeros by default.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(x (…, n))` returns `(…)`.
 
     Source: Amos and Kolter, OptNet, 2017, Theorem 3.
     """
 
-    def __init__(self, W: Tensor, b: Tensor | None = None, **options: Any) -> None:
-        super().__init__()
-        self.W, self.options = nn.Parameter(W.detach().clone()), options
+    def __init__(self, W: Tensor, b: Tensor | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        if W.dim() != 2 or (b is not None and b.shape != W.shape[:1]):
+            shapes = tuple(W.shape), None if b is None else tuple(b.shape)
+            raise ValueError(f"W (k, n) and b (k,) are needed, not {shapes}")
+        self.W = nn.Parameter(W.detach().clone())
         self.b = nn.Parameter(torch.zeros_like(W[:, 0]) if b is None else b.detach().clone())
 
+    def solution(self, x: Tensor) -> Solution:
+        """The Solution: `lam` is above zero for the function that is the largest."""
+        shaped("the input", x, self.W.shape[1])
+        y = x @ self.W.mT + self.b
+        one = torch.ones_like(self.b)
+        return solve(Diagonal(one[:1]), -y.mean(-1, keepdim=True), -one[:, None], -y, **self.options)
+
     def forward(self, x: Tensor) -> Tensor:
-        y = (x @ self.W.mT + self.b).reshape(-1, len(self.b))
-        one = torch.ones_like(y[0])
-        z = solve(Diagonal(one[:1]), -y.mean(1, keepdim=True), -one[:, None], -y, **self.options).z
-        return z.view(x.shape[:-1])
+        """The largest of the functions (…) of x (…, n)."""
+        return self.solution(x).z[..., 0]
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [f"W={tuple(self.W.shape)}", super().extra_repr()]))

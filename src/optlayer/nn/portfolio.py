@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
+from typing_extensions import Unpack
 
-import torch
-from torch import Tensor, nn
-
-from ..solve import solve
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, positive, shaped
 
 __all__ = ["Portfolio"]
 
 
-class Portfolio(nn.Module):
+class Portfolio(Layer):
     """The weights of a long-only portfolio that trade expected return against variance.
 
         minimise ½ · risk_aversion · wᵀ covariance w − returnsᵀw  subject to  1ᵀw = 1, 0 ≤ w ≤ largest
@@ -20,24 +20,36 @@ class Portfolio(nn.Module):
     Args:
         risk_aversion: Price of variance, positive.
         largest: Upper bound on each weight, at least 1/n.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
-    `forward(returns (…, n), covariance (…, n, n))` returns weights `(…, n)`. The covariance may be
-    shared by the batch: `(n, n)`.
+    `forward(returns (…, n), covariance (…, n, n))` returns weights `(…, n)`; the leading dimensions are broadcast, so
+    that a covariance may be shared. It raises ValueError where n weights of `largest` have not the sum one.
 
     Source: Markowitz, Portfolio selection, 1952.
     """
 
-    def __init__(self, risk_aversion: float = 1.0, largest: float = 1.0, **options: Any) -> None:
-        super().__init__()
-        self.risk_aversion, self.largest, self.options = risk_aversion, largest, options
+    shown = ("risk_aversion", "largest")
+
+    def __init__(self, risk_aversion: float = 1.0, largest: float = 1.0, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        positive(risk_aversion=risk_aversion, largest=largest)
+        self.risk_aversion, self.largest = risk_aversion, largest
+
+    def solution(self, returns: Tensor, covariance: Tensor) -> Solution:
+        """The Solution, with the multipliers of the budget and the bounds."""
+        shaped("returns", returns, None)
+        n = returns.shape[-1]
+        shaped("covariance", covariance, n, n)
+        if n * self.largest < 1:
+            raise ValueError(
+                f"{n} × {self.largest:g} < 1: {n} assets of at most {self.largest:g} each cannot make a portfolio; "
+                f"largest ≥ 1/{n} is needed"
+            )
+        ones = returns.new_ones(1, n)
+        return solve(
+            self.risk_aversion * covariance, -returns, A=ones, b=1.0, lb=0.0, ub=self.largest, **self.options
+        )
 
     def forward(self, returns: Tensor, covariance: Tensor) -> Tensor:
-        n = returns.shape[-1]
-        ones = returns.new_ones(1, n)
-        Q = self.risk_aversion * covariance
-        sol = solve(
-            Q if Q.dim() == 2 else Q.reshape(-1, n, n), -returns.reshape(-1, n), A=ones, b=ones[:, 0],
-            lb=torch.zeros_like(ones[0]), ub=self.largest * ones[0], **self.options,
-        )
-        return sol.z.view(returns.shape)
+        """Weights (…, n) for returns (…, n) and covariance (…, n, n)."""
+        return self.solution(returns, covariance).z

@@ -1,8 +1,8 @@
 """Projections: the nearest point of a convex set, `argmin ½‖z − y‖²`, over the last dimension of the input.
 
-Each takes `y (…, n)` of a floating dtype and returns `z` of the same shape; leading dimensions are a batch.
-Keywords that are not named here (`settings`, `backend`, `check`) go to `optlayer.solve`, which also raises
-the errors. Source: Boyd and Vandenberghe, Convex Optimization, 2004, §8.1.
+Each takes `y (…, n)` of a floating dtype and returns `z` of the same shape; leading dimensions are a batch. Keywords
+that are not named here (`settings`, `backend`, `check`, `names`) go to `optlayer.solve`, which also raises the errors.
+Source: Boyd and Vandenberghe, Convex Optimization, 2004, §8.1.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
-from ..solve import solve
-from .common import constant, like
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, constant, like, positive, shaped
 
 __all__ = [
     "BirkhoffProjection",
@@ -27,16 +29,21 @@ __all__ = [
 ]
 
 
-class _Projection(nn.Module):
-    """Holds the keywords for `solve`, and flattens leading dimensions into one batch."""
+class _Projection(Layer):
+    """The nearest point under constraints on y (…, n)."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = options
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        """Keywords for `solve`."""
+        raise NotImplementedError
 
-    def project(self, y: Tensor, **constraints: Any) -> Tensor:
-        rows = y.reshape(-1, y.shape[-1])
-        return solve(Diagonal(torch.ones_like(rows[0])), -rows, **constraints, **self.options).z.view(y.shape)
+    def solution(self, y: Tensor) -> Solution:
+        """The Solution of the projection of y (…, n), with its multipliers."""
+        shaped("the input", y, None)
+        return solve(Diagonal(y.new_ones(y.shape[-1])), -y, **self.constraints(y), **self.options)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The nearest point of y (…, n), of the same shape."""
+        return self.solution(y).z
 
 
 class SimplexProjection(_Projection):
@@ -44,17 +51,21 @@ class SimplexProjection(_Projection):
 
         minimise ½‖z − y‖²  subject to  1ᵀz = radius, z ≥ 0
 
+    No entry is negative, and those that are zero are so exactly.
+
     Args:
         radius: The sum of the result, positive.
     """
 
-    def __init__(self, radius: float = 1.0, **options: Any) -> None:
+    shown = ("radius",)
+
+    def __init__(self, radius: float = 1.0, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        positive(radius=radius)
         self.radius = radius
 
-    def forward(self, y: Tensor) -> Tensor:
-        one = y.new_ones(1, y.shape[-1])
-        return self.project(y, A=one, b=self.radius * one[:, 0], lb=torch.zeros_like(one[0]))
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        return {"A": y.new_ones(1, y.shape[-1]), "b": self.radius, "lb": 0.0}
 
 
 class BoxProjection(_Projection):
@@ -68,15 +79,18 @@ class BoxProjection(_Projection):
 
     lb: float | Tensor
     ub: float | Tensor
+    shown = ("lb", "ub")
 
-    def __init__(self, lb: float | Tensor, ub: float | Tensor, **options: Any) -> None:
+    def __init__(self, lb: float | Tensor, ub: float | Tensor, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        low, high = torch.as_tensor(lb), torch.as_tensor(ub)
+        if bool((low.detach().to(high) > high.detach()).any()):
+            raise ValueError("lb ≤ ub is needed")
         constant(self, "lb", lb)
         constant(self, "ub", ub)
 
-    def forward(self, y: Tensor) -> Tensor:
-        ones = y.new_ones(y.shape[-1])
-        return self.project(y, lb=like(self.lb, y) * ones, ub=like(self.ub, y) * ones)
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        return {"lb": like(self.lb, y), "ub": like(self.ub, y)}
 
 
 class LInfBallProjection(BoxProjection):
@@ -88,7 +102,8 @@ class LInfBallProjection(BoxProjection):
         radius: The size of the ball, positive.
     """
 
-    def __init__(self, radius: float = 1.0, **options: Any) -> None:
+    def __init__(self, radius: float = 1.0, **options: Unpack[Options]) -> None:
+        positive(radius=radius)
         super().__init__(-radius, radius, **options)
 
 
@@ -98,7 +113,7 @@ class L1BallProjection(_Projection):
         minimise ½‖z − y‖²  subject to  ‖z‖₁ ≤ radius
 
     Signs do not change under this projection, so it is one of |y|, with bounds and a single inequality:
-    `z = sign(y) ∘ argmin {½‖w − |y|‖² : 1ᵀw ≤ radius, w ≥ 0}`.
+    `z = sign(y) ∘ argmin {½‖w − |y|‖² : 1ᵀw ≤ radius, w ≥ 0}`. `solution` is that of w.
 
     Args:
         radius: The size of the ball, positive.
@@ -106,14 +121,23 @@ class L1BallProjection(_Projection):
     Source: Duchi et al., Efficient projections onto the ℓ1-ball, 2008.
     """
 
-    def __init__(self, radius: float = 1.0, **options: Any) -> None:
+    shown = ("radius",)
+
+    def __init__(self, radius: float = 1.0, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        positive(radius=radius)
         self.radius = radius
 
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        return {"G": y.new_ones(1, y.shape[-1]), "h": self.radius, "lb": 0.0}
+
+    def solution(self, y: Tensor) -> Solution:
+        """The Solution of the projection of |y|."""
+        return super().solution(y.abs())
+
     def forward(self, y: Tensor) -> Tensor:
-        one = y.new_ones(1, y.shape[-1])
-        size = self.project(y.abs(), G=one, h=self.radius * one[:, 0], lb=torch.zeros_like(one[0]))
-        return y.sign() * size
+        """The nearest point of y (…, n), of the same shape."""
+        return y.sign() * self.solution(y).z
 
 
 class HalfspaceProjection(_Projection):
@@ -128,14 +152,18 @@ class HalfspaceProjection(_Projection):
 
     G: Tensor
     h: Tensor
+    shown = ("G", "h")
 
-    def __init__(self, G: Tensor, h: Tensor, **options: Any) -> None:
+    def __init__(self, G: Tensor, h: Tensor, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        if G.dim() != 2 or h.shape != G.shape[:1]:
+            raise ValueError(f"G (p, n) and h (p,) are needed, not {tuple(G.shape)}, {tuple(h.shape)}")
         constant(self, "G", G)
         constant(self, "h", h)
 
-    def forward(self, y: Tensor) -> Tensor:
-        return self.project(y, G=self.G.to(y), h=self.h.to(y))
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        shaped("the input", y, self.G.shape[1])
+        return {"G": self.G.to(y), "h": self.h.to(y)}
 
 
 class BirkhoffProjection(_Projection):
@@ -143,20 +171,27 @@ class BirkhoffProjection(_Projection):
 
         minimise ½‖Z − Y‖²  subject to  Z 1 = 1, Zᵀ1 = 1, Z ≥ 0
 
-    Takes and returns matrices `(…, k, k)`.
+    Takes and returns matrices `(…, k, k)`. In `solution`, z is flat: (…, k²).
 
     Source: Birkhoff, Tres observaciones sobre el álgebra lineal, 1946.
     """
 
-    def forward(self, y: Tensor) -> Tensor:
-        k = y.shape[-1]
-        if y.shape[-2] != k:
-            raise ValueError(f"a matrix (…, k, k) is needed, not {tuple(y.shape)}")
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        k = round(y.shape[-1] ** 0.5)
         eye, ones = torch.eye(k).to(y), torch.ones(1, k).to(y)
         # Rows, then columns; the last column's sum follows from the others.
-        A = torch.cat([torch.kron(eye, ones), torch.kron(ones, eye)[:-1]])
-        flat = y.reshape(*y.shape[:-2], k * k)
-        return self.project(flat, A=A, b=torch.ones_like(A[:, 0]), lb=torch.zeros_like(A[0])).view(y.shape)
+        return {"A": torch.cat([torch.kron(eye, ones), torch.kron(ones, eye)[:-1]]), "b": 1.0, "lb": 0.0}
+
+    def solution(self, y: Tensor) -> Solution:
+        """The Solution of the projection of y (…, k, k)."""
+        shaped("the input", y, None, None)
+        if y.shape[-2] != y.shape[-1]:
+            raise ValueError(f"a matrix (…, k, k) is needed, not {tuple(y.shape)}")
+        return super().solution(y.flatten(-2))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The nearest doubly stochastic matrix of y (…, k, k)."""
+        return self.solution(y).z.view(y.shape)
 
 
 class MonotoneProjection(_Projection):
@@ -167,6 +202,5 @@ class MonotoneProjection(_Projection):
     Source: Best and Chakravarti, Active set algorithms for isotonic regression, 1990.
     """
 
-    def forward(self, y: Tensor) -> Tensor:
-        falls = -torch.eye(y.shape[-1]).to(y).diff(dim=0)  # row i: z_i − z_{i+1}
-        return self.project(y, G=falls, h=torch.zeros_like(falls[:, 0]))
+    def constraints(self, y: Tensor) -> dict[str, Any]:
+        return {"G": -torch.eye(y.shape[-1]).to(y).diff(dim=0), "h": 0.0}  # row i: z_i − z_{i+1}

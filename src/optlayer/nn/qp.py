@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
 from ..solution import Solution
-from ..solve import solve
+from ..solve import Options, solve
+from .common import Layer, shaped
 
 __all__ = ["OptNetLayer", "QPLayer"]
 
 
-class QPLayer(nn.Module):
+class QPLayer(Layer):
     """`solve` as a module without parameters.
 
         z = argmin ½ zᵀQz + qᵀz  subject to  A z = b, G z ≤ h, lb ≤ z ≤ ub
 
     Args:
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(Q, q, G, h, A, b, lb, ub)` takes the tensors of `optlayer.solve`, the last six by name or absent, and
     returns z `(…, n)`.
@@ -29,18 +30,24 @@ class QPLayer(nn.Module):
     Source: Amos and Kolter, OptNet, 2017, eq. 2.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = options
+    def solution(
+        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | float | None = None,
+        A: Tensor | None = None, b: Tensor | float | None = None, lb: Tensor | float | None = None,
+        ub: Tensor | float | None = None,
+    ) -> Solution:
+        """The Solution of the problem."""
+        return solve(Q, q, G, h, A, b, lb, ub, **self.options)
 
     def forward(
-        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | None = None,
-        A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
+        self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | float | None = None,
+        A: Tensor | None = None, b: Tensor | float | None = None, lb: Tensor | float | None = None,
+        ub: Tensor | float | None = None,
     ) -> Tensor:
-        return solve(Q, q, G, h, A, b, lb, ub, **self.options).z
+        """The minimiser z (…, n)."""
+        return self.solution(Q, q, G, h, A, b, lb, ub).z
 
 
-class OptNetLayer(nn.Module):
+class OptNetLayer(Layer):
     """The generic learnable layer of the paper, feasible by construction.
 
         z = argmin ½ zᵀQz + qᵀz  subject to  A z = A z₀,  G z ≤ G z₀ + s₀,  lb ≤ z ≤ ub
@@ -73,9 +80,9 @@ class OptNetLayer(nn.Module):
         soft: None for hard equations, or a number: what the weights of soft ones start with, relative to Q.
         lb, ub: fixed bounds, numbers or tensors `(n,)`; none by default.
         dtype, device: of the parameters.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
-    `forward(q (…, n))` returns z `(…, n)`; `solution(q)` the whole `Solution`, with leading dimensions as one batch.
+    `forward(q (…, n))` returns z `(…, n)`; `solution(q)` the whole `Solution`.
 
     Source: Amos and Kolter, OptNet, 2017, §3.2 and §4.
     """
@@ -88,9 +95,9 @@ class OptNetLayer(nn.Module):
         self, variables: int, inequalities: int = 0, equalities: int = 0, *, Q: str | float = "full",
         epsilon: float = 1e-4, soft: float | None = None,
         lb: float | Tensor | None = None, ub: float | Tensor | None = None,
-        dtype: torch.dtype | None = None, device: torch.device | str | None = None, **options: Any,
+        dtype: torch.dtype | None = None, device: torch.device | str | None = None, **options: Unpack[Options],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         n, p, m = variables, inequalities, equalities
         if min(n, 1 + p, 1 + m) < 1:
             raise ValueError(f"variables ≥ 1, inequalities ≥ 0, equalities ≥ 0 are needed, not {n}, {p}, {m}")
@@ -98,7 +105,7 @@ class OptNetLayer(nn.Module):
             raise ValueError(f'Q is "full", "diagonal" or a number, not {Q!r}')
         if soft is not None and not soft > 0:
             raise ValueError(f"soft > 0 is needed, not {soft}")
-        self.variables, self.epsilon, self.soft, self.options = n, epsilon, soft, options
+        self.variables, self.epsilon, self.soft = n, epsilon, soft
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
@@ -162,21 +169,24 @@ class OptNetLayer(nn.Module):
         return None if self.A is None else self.A @ self.z0
 
     def solution(self, q: Tensor) -> Solution:
-        """The Solution, with the leading dimensions of q as one batch."""
-        rows, Q, A, b = q.reshape(-1, q.shape[-1]), self.Q, self.A, self.b
+        """The Solution for q (…, n)."""
+        shaped("the input", q, self.variables)
+        Q, A, b = self.Q, self.A, self.b
         if A is not None and self.log_w is not None:
             # ½ Σ wᵢ (aᵢᵀ(z − z₀))² = ½ zᵀSᵀS z − (S z₀)ᵀS z + const, with S = diag(√w) A
             S = (0.5 * self.log_w).exp()[:, None] * A
             Q = (torch.diag(Q.d) if isinstance(Q, Diagonal) else Q) + S.mT @ S
-            rows, A, b = rows - (S @ self.z0) @ S, None, None
-        return solve(Q, rows, self.G, self.h, A, b, self.lb, self.ub, **self.options)
+            q, A, b = q - (S @ self.z0) @ S, None, None
+        return solve(Q, q, self.G, self.h, A, b, self.lb, self.ub, **self.options)
 
     def forward(self, q: Tensor) -> Tensor:
-        return self.solution(q).z.view(q.shape)
+        """z (…, n) for the input q (…, n)."""
+        return self.solution(q).z
 
     def extra_repr(self) -> str:
         p, m = (0 if M is None else len(M) for M in (self.G, self.A))
-        return f"variables={self.variables}, inequalities={p}, equalities={m}"
+        sizes = f"variables={self.variables}, inequalities={p}, equalities={m}"
+        return ", ".join(filter(None, [sizes, super().extra_repr()]))
 
 
 def inside(w: Tensor, lb: Tensor | None, ub: Tensor | None) -> Tensor:

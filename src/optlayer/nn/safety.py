@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
-from ..solve import solve
-from .common import constant, like
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, constant, like, positive, shaped
 
 __all__ = ["SafetyFilter"]
 
 
-class SafetyFilter(nn.Module):
+class SafetyFilter(Layer):
     """The safe input that is nearest to the wanted one, by control barrier functions.
 
     A system ẋ = f(x) + g(x) u stays where all barriers c_i(x) ≥ 0 if none falls faster than `gain · c_i`:
@@ -24,28 +24,36 @@ class SafetyFilter(nn.Module):
     Args:
         gain: How fast a barrier may be approached, positive. It is a parameter.
         limit: The largest size of an entry of u, a number or `(n,)`; none by default.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(wanted (…, n), barrier (…, p), drift (…, p), control (…, p, n))`, with `barrier` the values c,
-    `drift` = ∇c·f and `control` = ∇c·g, returns u `(…, n)`.
+    `drift` = ∇c·f and `control` = ∇c·g, returns u `(…, n)`; leading dimensions are broadcast.
 
     Source: Ames et al., Control barrier functions: theory and applications, 2019.
     """
 
     limit: float | Tensor
+    shown = ("gain", "limit")
 
-    def __init__(self, gain: float = 1.0, limit: float | Tensor = float("inf"), **options: Any) -> None:
-        super().__init__()
-        self.gain, self.options = nn.Parameter(torch.tensor(float(gain))), options
+    def __init__(
+        self, gain: float = 1.0, limit: float | Tensor = float("inf"), **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        positive(gain=gain, limit=limit)
+        self.gain = nn.Parameter(torch.tensor(float(gain)))
         constant(self, "limit", limit)
 
-    def forward(self, wanted: Tensor, barrier: Tensor, drift: Tensor, control: Tensor) -> Tensor:
+    def solution(self, wanted: Tensor, barrier: Tensor, drift: Tensor, control: Tensor) -> Solution:
+        """The Solution: a multiplier above zero names the barrier that holds the input back."""
+        shaped("control", control, None, None)
         p, n = control.shape[-2:]
-        u = wanted.reshape(-1, n)
-        limit = like(self.limit, u) * torch.ones_like(u[0])
-        sol = solve(
-            Diagonal(torch.ones_like(u[0])), -u,
-            G=-control.reshape(-1, p, n), h=(drift + self.gain.to(u) * barrier).reshape(-1, p),
-            lb=-limit, ub=limit, **self.options,
-        )
-        return sol.z.view(wanted.shape)
+        shaped("wanted", wanted, n)
+        shaped("barrier", barrier, p)
+        shaped("drift", drift, p)
+        limit = like(self.limit, wanted)
+        h = drift + self.gain.to(wanted) * barrier
+        return solve(Diagonal(wanted.new_ones(n)), -wanted, G=-control, h=h, lb=-limit, ub=limit, **self.options)
+
+    def forward(self, wanted: Tensor, barrier: Tensor, drift: Tensor, control: Tensor) -> Tensor:
+        """The input u (…, n)."""
+        return self.solution(wanted, barrier, drift, control).z

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from ..solve import solve
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, positive, shaped
 
 __all__ = ["SVMHead"]
 
 
-class SVMHead(nn.Module):
+class SVMHead(Layer):
     """Scores of queries by the multi-class support vector machine of a few labelled examples.
 
     With K the Gram matrix of the examples and Y their one-hot labels, one multiplier for each example and
@@ -25,8 +26,8 @@ class SVMHead(nn.Module):
     Args:
         classes: Number of classes.
         C: The largest multiplier, positive.
-        regularisation: Added to the Gram matrix, which has not full rank if features are few.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        regularisation: Added to the Gram matrix, zero or more, which has not full rank if features are few.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     `forward(examples (…, k, d), labels (…, k) of integers, queries (…, r, d))` returns scores `(…, r,
     classes)`.
@@ -35,18 +36,34 @@ class SVMHead(nn.Module):
     optimization, 2019.
     """
 
-    def __init__(self, classes: int, C: float = 0.1, regularisation: float = 1.0, **options: Any) -> None:
-        super().__init__()
-        self.classes, self.C, self.regularisation, self.options = classes, C, regularisation, options
+    shown = ("classes", "C", "regularisation")
+
+    def __init__(
+        self, classes: int, C: float = 0.1, regularisation: float = 1.0, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        if classes < 2:
+            raise ValueError(f"classes ≥ 2 is needed, not {classes}")
+        positive(C=C)
+        if regularisation < 0:
+            raise ValueError(f"regularisation ≥ 0 is needed, not {regularisation}")
+        self.classes, self.C, self.regularisation = classes, C, regularisation
+
+    def solution(self, examples: Tensor, labels: Tensor) -> Solution:
+        """The Solution for the multipliers α, flat: (…, k · classes), example by example."""
+        shaped("examples", examples, None, None)
+        k, c = examples.shape[-2], self.classes
+        if labels.is_floating_point() or labels.shape != examples.shape[:-1]:
+            raise ValueError(f"labels: integers {tuple(examples.shape[:-1])} are needed, not {tuple(labels.shape)}")
+        one_hot = nn.functional.one_hot(labels, c).to(examples).flatten(-2)
+        eye_k, eye_c = torch.eye(k).to(examples), torch.eye(c).to(examples)
+        Gram = examples @ examples.mT + self.regularisation * eye_k
+        Q = torch.einsum("...ij,cd->...icjd", Gram, eye_c).flatten(-4, -3).flatten(-2)
+        A = torch.kron(eye_k, torch.ones_like(eye_c[:1]))
+        return solve(Q, -one_hot, A=A, b=0.0, ub=self.C * one_hot, **self.options)
 
     def forward(self, examples: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-        *batch, k, d = examples.shape
-        x, c = examples.reshape(-1, k, d), self.classes
-        one_hot = nn.functional.one_hot(labels.reshape(-1, k), c).to(x).flatten(1)
-        eye_k, eye_c = torch.eye(k).to(x), torch.eye(c).to(x)
-        Gram = x @ x.mT + self.regularisation * eye_k
-        Q = torch.einsum("bij,cd->bicjd", Gram, eye_c).reshape(-1, k * c, k * c)
-        A = torch.kron(eye_k, torch.ones_like(eye_c[:1]))
-        sol = solve(Q, -one_hot, A=A, b=torch.zeros_like(A[:, 0]), ub=self.C * one_hot, **self.options)
-        scores = queries.reshape(-1, *queries.shape[-2:]) @ x.mT @ sol.z.view(-1, k, c)
-        return scores.view(*batch, *scores.shape[1:])
+        """Scores (…, r, classes) of queries (…, r, d) by examples (…, k, d) with labels (…, k)."""
+        shaped("queries", queries, None, examples.shape[-1])
+        alpha = self.solution(examples, labels).z
+        return queries @ examples.mT @ alpha.unflatten(-1, (examples.shape[-2], self.classes))

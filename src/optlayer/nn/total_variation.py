@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from ..solve import solve
+from ..solution import Solution
+from ..solve import Options, solve
+from .common import Layer, positive, shaped
 
 __all__ = ["TotalVariation"]
 
 
-class TotalVariation(nn.Module):
+class TotalVariation(Layer):
     """The signal that is near the input and whose differences are few.
 
         minimise ½‖z − y‖² + weight · ‖D z‖₁
@@ -24,7 +25,7 @@ class TotalVariation(nn.Module):
         shape: The length of a signal, or the two sizes of a small grid.
         weight: The price of a jump, positive. It is a parameter.
         learn_differences: D, which starts as the first differences, is a parameter too.
-        options: `settings`, `backend`, `check` for `optlayer.solve`.
+        options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
 
     Takes and returns signals `(…, length)` or grids `(…, rows, columns)`.
 
@@ -33,14 +34,15 @@ class TotalVariation(nn.Module):
     """
 
     D: Tensor
+    shown = ("shape", "weight")
 
     def __init__(
         self, shape: int | tuple[int, int], weight: float = 1.0, *,
-        learn_differences: bool = False, **options: Any,
+        learn_differences: bool = False, **options: Unpack[Options],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
+        positive(weight=weight)
         self.shape = (shape,) if isinstance(shape, int) else shape
-        self.options = options
         self.weight = nn.Parameter(torch.tensor(float(weight)))
         D = torch.eye(self.shape[0]).diff(dim=0)
         if len(self.shape) == 2:
@@ -53,10 +55,14 @@ class TotalVariation(nn.Module):
         else:
             self.register_buffer("D", D)
 
+    def solution(self, y: Tensor) -> Solution:
+        """The Solution of the dual, u (…, rows of D)."""
+        shaped("the input", y, *self.shape)
+        D = self.D.to(y)
+        bound = self.weight.to(y)
+        return solve(D @ D.mT, -(y.flatten(-len(self.shape)) @ D.mT), lb=-bound, ub=bound, **self.options)
+
     def forward(self, y: Tensor) -> Tensor:
-        if y.shape[-len(self.shape):] != self.shape:
-            raise ValueError(f"the last dimensions are to be {self.shape}; the input is {tuple(y.shape)}")
-        D, rows = self.D.to(y), y.reshape(-1, self.D.shape[1])
-        bound = self.weight.to(y) * torch.ones_like(D[:, 0])
-        u = solve(D @ D.mT, -rows @ D.mT, lb=-bound, ub=bound, **self.options).z
-        return (rows - u @ D).view(y.shape)
+        """The denoised y, of the same shape."""
+        step = self.solution(y).z @ self.D.to(y)
+        return y - step.view(y.shape)

@@ -1,4 +1,4 @@
-"""A drop-in for qpth: replace `from qpth.qp import …` by `from optlayer.compat.qpth import …`.
+"""A drop-in for qpth: replace `from qpth.qp import …` by `from optlayer.compat.qpth.qp import …`.
 
 What stays: the names, the arguments, empty tensors for absent parts, which tensors may lack a batch
 dimension, an answer that always has one, the error for a `Q` that is not positive definite, and the gradient
@@ -16,14 +16,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .. import Settings, Status, solve
+from optlayer import Settings, Status, solve
 
-__all__ = ["QPFunction", "QPSolvers"]
+__all__ = ["QPFunction", "QPSolvers", "SpQPFunction"]
 
 _said_mean = False
 
@@ -87,6 +87,8 @@ def QPFunction(
         def prepare(x: Tensor, dim: int) -> Tensor | None:
             if x.numel() == 0:
                 return None
+            if x is h or x is b:  # qpth computes with them in the dtype of the others
+                x = x.to(Q.dtype)
             if x.dim() == dim:
                 return x
             if x.requires_grad and batch > 1 and shared_gradient == "mean":
@@ -107,6 +109,20 @@ def QPFunction(
         return sol.z
 
     return apply
+
+
+class SpQPFunction:
+    """qpth's function for sparse matrices, which is not made here.
+
+    Raises:
+        NotImplementedError: when it is called; the message says what serves instead.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise NotImplementedError(
+            "SpQPFunction is not part of this drop-in: give sparse matrices to optlayer.solve itself, whose gradients "
+            "are sparse too (see “From qpth” in the migration guide)"
+        )
 
 
 def _say_mean() -> None:
