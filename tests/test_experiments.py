@@ -159,9 +159,34 @@ def test_the_true_rules_solve_big_boards() -> None:
     given, solution = sudoku9.puzzles(2, seed=2, givens=40)
     eye = torch.eye(10)[:, 1:]
     puzzle, target = (eye[torch.from_numpy(part.astype(np.int64))] for part in (given, solution))
-    layer = sudoku9.Layer(torch.linalg.svd(sudoku9.true_groups())[2][:21], 0.01)
+    layer = sudoku9.told(torch.linalg.svd(sudoku9.true_groups())[2][:21], 0.01)
     with torch.no_grad():
-        assert not sudoku.measures(layer(puzzle), target.double())["board_error"].any()
+        for model in (layer, sudoku9.Repeated(layer, 2), sudoku9.Fixing(layer, rounds=11)):
+            assert not sudoku.measures(model(puzzle), target.double())["board_error"].any()
+
+
+def test_rules_are_read_off_soft_equations() -> None:
+    """A learner that holds the true groups, some of them twice, and a row without weight."""
+    groups = sudoku9.true_groups()
+    learner = sudoku9.Learner(29, 0.1)
+    with torch.no_grad():
+        learner.B.copy_(torch.cat([groups, groups[:1], torch.randn(1, 81, dtype=torch.float64)]))
+        learner.log_w[-1] = -20.0
+    rules = learner.rules(0.01)
+    assert len(rules.A) == 81 + 8 * 21
+    free = sudoku9.Free(300, 0.1)
+    with torch.no_grad():
+        free.layer.A.zero_()[: len(rules.A)] = rules.A
+    assert len(free.rules(0.01).A) == 249
+
+
+def test_hard_puzzles_have_one_solution_and_few_givens() -> None:
+    given, solution = sudoku9.hard_puzzles(2, seed=3)
+    assert ((given > 0).sum((1, 2)) <= 30).all()
+    for puzzle, answer in zip(given.reshape(-1, 81), solution.reshape(-1, 81), strict=True):
+        count, found = sudoku9.count_solutions([1 << int(digit) - 1 if digit else 0 for digit in puzzle])
+        assert count == 1
+        assert [bit.bit_length() for bit in found] == answer.tolist()
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -240,10 +265,12 @@ def test_denoising_runs(tmp_path: Path) -> None:
 
 
 def test_big_sudoku_runs(tmp_path: Path) -> None:
-    sudoku9.main(train=6, test=2, per_epoch=4, epochs=1, batch=2, out=tmp_path)
+    sudoku9.main(train=6, test=2, hard=1, per_epoch=4, epochs=1, free_epochs=1, batch=2, out=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert [row["told"] for row in results] == ["everything", "nothing", "one digit a cell; digits are names"]
-    assert results[0]["test_loss"] < results[2]["test_loss"]
+    assert [row["told"] for row in results if row["puzzles"] == "held out"] == [
+        "everything", "nothing", "one digit a cell; digits are names", "nothing"
+    ]  # fmt: skip
+    assert results[0]["loss"] < results[-1]["loss"]
     assert (tmp_path / "learned.png").exists()
     assert "SATNet" in sudoku9.report(tmp_path)
 

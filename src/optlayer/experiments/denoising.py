@@ -273,7 +273,7 @@ def main(
     sweep: Annotated[int, Option(min=1, help="Total variation is tried with λ = 1, 2, … up to this.")] = 40,
     seed: Annotated[int, Option(min=0, max=10**9, help="The first seed, of the signals and the models.")] = 0,
     seeds: Annotated[int, Option(min=1, help="How many seeds, one after another.")] = 1,
-    few: Annotated[int, Option(min=1, help="Of them, how many for the random start without help, and the guide.")] = 2,
+    few: Annotated[int, Option(min=1, help="Of them, how many for the random start without help, and the guide.")] = 1,
     out: Annotated[Path | None, Option(help="Folder of the run; default: runs/denoising-DATE-TIME.")] = None,
     resume: Annotated[Path | None, Option(help="Folder of a run to continue, with that run's options.")] = None,
     accelerator: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",

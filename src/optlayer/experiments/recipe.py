@@ -192,7 +192,7 @@ def summary(results: list[Row]) -> list[Row]:
 
 def paper(folder: Path, full: bool) -> None:
     """The settings of the report."""
-    main(seeds=10 if full else 3, out=folder)
+    main(seeds=10 if full else 2, out=folder)
 
 
 def report(folder: Path) -> str:
