@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..matrices import Diagonal
 from ..solution import Solution
-from ..solve import solve
+from ..solve import Options, solve
 
 __all__ = ["Builder"]
 
@@ -69,26 +68,34 @@ class Builder:
         self._rows(F, -t.expand(g.shape[-1], -1), g)
         return self
 
-    def limit_abs(self, radius: float | Tensor, F: Tensor | None = None, g: Tensor | None = None) -> Builder:
-        """Demand `Σᵢ |F z − g|ᵢ ≤ radius`, a number or `(…, 1)`; the rest as for `add_abs`."""
+    def limit_abs(
+        self, radius: float | Tensor, F: Tensor | None = None, g: Tensor | None = None, weight: float | Tensor = 0.0
+    ) -> Builder:
+        """Demand `Σᵢ |F z − g|ᵢ ≤ radius`, a number or `(…, 1)`; the rest as for `add_abs`, weight 0 by default."""
         F, g = self._affine(F, g)
-        t = self._new(g.shape[-1], 0.0)
+        t = self._new(g.shape[-1], weight)
         self._rows(F, -t, g)
         self._rows(-F, -t, -g)
         self._rows(self.q.new_zeros(1, self.variables), t.sum(0, keepdim=True), self._like(radius, 1))
         return self
 
-    def solution(self, **options: Any) -> Solution:
+    def solution(self, **options: Unpack[Options]) -> Solution:
         """The Solution of the whole program: its z begins with the n variables, then come those of the terms.
 
         Args:
-            options: `settings`, `backend`, `check` for `optlayer.solve`.
+            options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
         """
         return solve(self.Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub, **options)
 
-    def solve(self, **options: Any) -> Tensor:
+    def solve(self, **options: Unpack[Options]) -> Tensor:
         """The minimiser z `(…, n)`; options as for `solution`."""
         return self.solution(**options).z[..., : self.variables]
+
+    def add_rows(self, G: Tensor, h: Tensor) -> Builder:
+        """Demand `G z ≤ h`, G `(…, k, n)` and h `(…, k)`."""
+        G, h = self._affine(G, h)
+        self._rows(G, self.q.new_zeros(1, self.q.shape[-1] - self.variables).expand(h.shape[-1], -1), h)
+        return self
 
     # --- what the terms are made of
 
