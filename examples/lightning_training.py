@@ -6,6 +6,7 @@
 # other quadratic program does, the training breaks off in the middle, and a second one goes on from its checkpoint.
 
 # %%
+import logging
 import tempfile
 import warnings
 
@@ -18,6 +19,8 @@ from pytorch_lightning.loggers import CSVLogger
 import optlayer
 
 warnings.filterwarnings("ignore", module="pytorch_lightning")
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 steps = 30
 folder = tempfile.mkdtemp()
 

@@ -93,6 +93,8 @@ for name, trader in traders.items():
     with torch.no_grad():
         utility, turnover = outcome(trader(seen_later), returns_later)
     print(f"{name:15} later days: utility {utility:.4f}, turnover {turnover:.3f} a day")
+still, _ = outcome(torch.full_like(seen_later, 1 / assets), returns_later)
+print(f"never trading,  later days: utility {still:.4f}")
 
 # %% [markdown]
 # The covariance that decisions ask for has the two groups in it, though nothing said so.
