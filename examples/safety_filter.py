@@ -18,7 +18,6 @@ import torch
 from optlayer import nn
 
 torch.manual_seed(0)
-torch.set_default_dtype(torch.float64)
 steps = 30
 
 goal = torch.tensor([4.0, 0.0])

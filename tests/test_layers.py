@@ -234,6 +234,35 @@ def test_safety_filter_with_one_barrier() -> None:
     close(nn.SafetyFilter(limit=0.1)(wanted, barrier + 100, drift, control), wanted.clamp(-0.1, 0.1))
 
 
+def test_a_barrier_gives_way_at_its_price() -> None:
+    """One barrier: the multiplier is what is lacking over |∇c·g|², and at most the price."""
+    wanted, drift, barrier = normal(40, 3), normal(40, 1), torch.rand(40, 1, dtype=F64)
+    control, slack = normal(40, 1, 3), 0.3
+    filtered = nn.SafetyFilter(gain=2.0, slack=slack)
+    u = filtered(wanted, barrier, drift, control)
+    lack = (-drift - 2 * barrier - (control @ wanted[..., None])[..., 0]).clamp(min=0)
+    size = control.square().sum(-1)
+    close(u, wanted + (lack / size).clamp(max=slack) * control[:, 0])
+    close(filtered.violation(u, barrier, drift, control), (lack - slack * size).clamp(min=0))
+    close(filtered.solution(wanted, barrier, drift, control).z[:, 3:], (lack - slack * size).clamp(min=0))
+    assert (lack / size > slack).any()
+    assert ((lack > 0) & (lack / size < slack)).any()
+
+
+def test_a_filter_that_cannot_be_safe_does_what_it_can() -> None:
+    """Limits of 0.1 and a barrier that asks for 1: the input is at its limit, and the violation has a gradient."""
+    one = torch.ones(1, 1, dtype=F64)
+    filtered = nn.SafetyFilter(limit=0.1, slack=10.0)
+    wanted = torch.zeros(1, 1, dtype=F64)
+    barrier = (-one).requires_grad_()
+    u = filtered(wanted, barrier, 0 * one, one[..., None])
+    close(u, [[0.1]])
+    filtered.violation(u, barrier, 0 * one, one[..., None]).sum().backward()
+    close(barrier.grad, [[-1.0]])
+    with pytest.raises(ValueError, match="slack > 0"):
+        nn.SafetyFilter(slack=-1.0)
+
+
 def test_portfolio_with_diagonal_covariance() -> None:
     """w = max(0, (returns − tau) / (risk_aversion · variance)), tau such that the sum is one."""
     returns, variance = 0.1 * normal(6), 0.5 + torch.rand(6, dtype=F64)
@@ -247,6 +276,61 @@ def test_portfolio_with_diagonal_covariance() -> None:
     eager = nn.Portfolio(risk_aversion=1e-3, largest=0.25)  # nothing but returns counts: the best four, in full
     expected = torch.zeros_like(returns).index_fill(0, returns.topk(4).indices, 0.25)
     close(eager(returns.expand(3, 6), torch.diag(variance)), expected.expand(3, 6))
+
+
+@pytest.mark.parametrize("case", ["cost", "turnover", "cost turnover", "groups", "own", "cost turnover groups own"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_portfolio_with_everything(case: str, seed: int) -> None:
+    """Against scipy, over what is bought and what is sold."""
+    torch.manual_seed(seed)
+    n, risk, none = 6, 2.0, torch.zeros(6, dtype=F64)
+    L, returns, held = normal(n, n), 0.3 * normal(n), torch.rand(n, dtype=F64)
+    covariance, held = L @ L.mT / n + 0.1 * torch.eye(n, dtype=F64), held / held.sum()
+    cost = 0.05 + 0.1 * torch.rand(n, dtype=F64) if "cost" in case else none
+    turnover = 0.3 if "turnover" in case else None
+    groups = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]], dtype=F64)
+    least, most = groups @ held - 0.02, groups @ held + torch.tensor([0.05, 0.01], dtype=F64)
+    G = normal(2, n)
+    h = G @ held + 0.01
+    options: dict = {"cost": cost, "turnover": turnover}
+    options |= {"groups": groups, "least": least, "most": most} if "groups" in case else {}
+    options |= {"G": G, "h": h} if "own" in case else {}
+    w = nn.Portfolio(risk, 0.5, **options)(returns, covariance, held)
+
+    C, r, w0, c = (each.numpy() for each in (covariance, returns, held, cost))
+    moves = np.concatenate([np.eye(n), -np.eye(n)], 1)  # from bought and sold to changes
+
+    def objective(x: np.ndarray) -> float:
+        w = w0 + moves @ x
+        return 0.5 * risk * w @ C @ w - r @ w + c @ x.reshape(2, n).sum(0)
+
+    rows = [(moves, w0), (-moves, 0.5 - w0)]  # M x + s ≥ 0
+    if "groups" in case:
+        rows += [(groups.numpy() @ moves, np.full(2, 0.02)), (-groups.numpy() @ moves, np.array([0.05, 0.01]))]
+    if "own" in case:
+        rows += [(-G.numpy() @ moves, np.full(2, 0.01))]
+    if turnover is not None:
+        rows += [(-np.ones((1, 2 * n)), np.array([turnover]))]
+    M, s = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    constraints = [{"type": "ineq", "fun": lambda x: M @ x + s}, {"type": "eq", "fun": lambda x: (moves @ x).sum()}]
+    x = slsqp(objective, np.full(2 * n, 1e-3), constraints, [(0, None)] * 2 * n)
+    close(w, w0 + moves @ x, 1e-5)
+
+
+def test_portfolio_learns_from_what_it_holds() -> None:
+    """Gradients with respect to returns, holdings and a cost that is learned."""
+    n = 4
+    L = normal(n, n)
+    cost = torch.nn.Parameter(torch.full((n,), 0.02, dtype=F64))
+    layer = nn.Portfolio(1.0, cost=cost, turnover=0.8)
+    held = torch.tensor([0.4, 0.3, 0.2, 0.07], dtype=F64, requires_grad=True)  # the rest is cash
+    returns = (0.3 * normal(2, n)).requires_grad_()
+    covariance = L @ L.mT + torch.eye(n, dtype=F64)
+    assert torch.autograd.gradcheck(lambda r, w, _: layer(r, covariance, w), (returns, held, cost), atol=1e-5)
+    with pytest.raises(ValueError, match="give `held`"):
+        layer(returns, covariance)
+    with pytest.raises(ValueError, match="G and h go together"):
+        nn.Portfolio(G=torch.ones(1, 4))
 
 
 # --- what all have in common --------------------------------------------------------------------------------
@@ -342,7 +426,7 @@ def inputs_of(name: str, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
 
 
 def test_every_layer_is_in_the_table() -> None:
-    assert ARGUMENTS.keys() == set(nn.__all__)
+    assert ARGUMENTS.keys() == set(nn.__all__) - {"Builder"}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -376,7 +460,7 @@ def test_layers_check_their_options_when_they_are_made(name: str) -> None:
 def test_representations_show_the_arguments() -> None:
     assert repr(nn.SimplexProjection(2.0)) == "SimplexProjection(radius=2)"
     assert repr(nn.BoxProjection(torch.zeros(3), 1.0)) == "BoxProjection(lb=tensor(3,), ub=1)"
-    assert repr(nn.Portfolio(largest=0.5)) == "Portfolio(risk_aversion=1, largest=0.5)"
+    assert repr(nn.Portfolio(largest=0.5)) == "Portfolio(risk_aversion=1, largest=0.5, cost=0)"
     assert repr(nn.OptNetLayer(3, 2)) == "OptNetLayer(variables=3, inequalities=2, equalities=0)"
 
 

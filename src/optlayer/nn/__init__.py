@@ -1,5 +1,6 @@
 """Layers: each a few lines over `optlayer.solve`."""
 
+from .builder import Builder
 from .elastic import ElasticQPLayer
 from .mpc import LinearMPC
 from .piecewise import MaxOfLinear, PiecewiseLinear, ReLULayer
@@ -22,6 +23,7 @@ from .total_variation import TotalVariation
 __all__ = [
     "BirkhoffProjection",
     "BoxProjection",
+    "Builder",
     "ElasticQPLayer",
     "HalfspaceProjection",
     "L1BallProjection",

@@ -34,7 +34,7 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.shown} | dict(self.options)
-        return ", ".join(f"{name}={_words(value)}" for name, value in values.items())
+        return ", ".join(f"{name}={_words(value)}" for name, value in values.items() if value is not None)
 
 
 def _words(value: Any) -> str:
