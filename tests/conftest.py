@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
 
 from optlayer import backends
 
+EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", action="append", help="test only this backend (may be repeated)")
+    parser.addoption("--register", action="append", default=[], help="a Python file that registers a backend")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The backend of the documentation, and others that are asked for, go through the suite as ours do."""
+    if importlib.util.find_spec("daqp"):
+        block = re.search(r"<!-- backend example -->\s+```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL)
+        assert block is not None, "the backend example is missing in docs/extending.md"
+        exec(compile(block.group(1), str(EXAMPLE), "exec"), {"__name__": "example"})
+    for path in config.getoption("--register"):
+        exec(compile(Path(path).read_text(), path, "exec"), {"__name__": "registered"})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

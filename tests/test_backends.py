@@ -186,6 +186,8 @@ def test_no_batch_and_empty_batch(backend: str) -> None:
 
 
 def test_one_iteration_is_not_enough_and_stays_finite(backend: str) -> None:
+    if backend not in backends.ORDER:
+        pytest.skip("counts no iterations of ours")
     case = make(backend, "dense", torch.float64)
     point = run(backend, case.data, Settings(max_iterations=1, polish=False))
     assert (point.status == int(Status.MAX_ITERATIONS)).all()

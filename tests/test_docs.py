@@ -22,6 +22,8 @@ import torch
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
+from optlayer import backends
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -72,8 +74,9 @@ SYBIL = Sybil(
 
 @pytest.fixture(autouse=True)
 def _default_torch_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A page may change torch's defaults and write files."""
+    """A page may change torch's defaults, write files and register backends."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backends, "_added", {})
     torch.manual_seed(0)
     dtype = torch.get_default_dtype()
     yield

@@ -357,3 +357,43 @@ def test_the_command_line_says_versions_and_solvers() -> None:
     from optlayer.backends import qpsolvers
 
     assert all(solver.split()[0] in " ".join(done.stdout.split()) for solver in qpsolvers.solvers())
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+USER = """
+import torch
+from typing_extensions import assert_type
+
+import optlayer
+from optlayer import Settings, Solution, nn
+
+sol = optlayer.solve(torch.eye(2), torch.ones(2), lb=0.0, settings=Settings(tolerance=1e-6))
+assert_type(sol, Solution)
+assert_type(sol.z, torch.Tensor)
+assert_type(sol.solved, torch.Tensor)
+assert_type(sol[0], Solution)
+assert_type(sol.explain(), str)
+layer = nn.Sparsemax(settings=Settings(), backend="cpu", check=False)
+assert_type(layer.solution(torch.ones(3)), Solution)
+assert_type(optlayer.nn.Portfolio(largest=0.5).forward(torch.ones(3), torch.eye(3)), torch.Tensor)
+nn.Sparsemax(chekc=False)  # wrong
+nn.Sparsemax(settings={"tolerance": 1e-6})  # wrong
+optlayer.solve(torch.eye(2), torch.ones(2), settings={})  # wrong
+optlayer.solve(torch.eye(2), torch.ones(2), lb="0")  # wrong
+"""
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_a_users_file_is_checked(checker: str, tmp_path: Path) -> None:
+    pytest.importorskip(checker)
+    path = tmp_path / "user.py"
+    path.write_text(USER)
+    command = [sys.executable, "-m", checker, str(path)]
+    command += ["--pythonpath", sys.executable] if checker == "pyright" else ["--no-warn-unused-ignores"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if "error" in line and "user.py:" in line}
+    wanted = {i for i, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")}
+    if checker == "pyright" and not done.stdout.strip():
+        pytest.skip(f"pyright cannot run here: {done.stderr[-200:]}")  # it wants to load its own part
+    assert found == wanted, done.stdout

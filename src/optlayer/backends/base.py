@@ -20,7 +20,7 @@ A module with the names of `Backend` is a backend too; a class inherits what it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from optlayer import matrices
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
-from optlayer.core.structure import CSR, DENSE
+from optlayer.core.structure import NAMES
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -126,19 +126,22 @@ class Answer(NamedTuple):
         return cls(*(torch.full((size, k), torch.nan, dtype=torch.float64) for k in (problem.n, p, m, lower, upper)))
 
 
-def dense(problem: Problem) -> Problem:
-    """The problem with every matrix as a full tensor, in float64: for solvers that look at one member at a time."""
-    tensors = [None if x is None else x.detach().double() for x in problem.tensors()]
-    tensors = [x.to_dense() if x is not None and x.layout != torch.strided else x for x in tensors]
-    for i, kind in zip((0, 2, 4), problem.structure.kinds, strict=True):
-        matrix = matrices.wrap(kind, tensors[i]) if kind is not CSR else tensors[i]
-        if matrix is not None and not isinstance(matrix, Tensor):
-            tensors[i] = matrix.dense()
-    return Problem.of(tensors, problem.structure.changed(dtype=torch.float64, kinds=(DENSE, DENSE, DENSE)))
+def members(problem: Problem) -> Iterator[tuple[Tensor | None, ...]]:
+    """The tensors of each member in the order of NAMES: float64, every matrix full, no batch dimension."""
+    structure = problem.structure
+    full: list[Tensor | None] = []
+    for name, x in zip(NAMES, (getattr(problem, name) for name in NAMES), strict=True):
+        full.append(None if x is None else (matrices.dense(x) if name in "QGA" else x).detach().double().resolve_neg())
+    for i in range(structure.members):
+        yield tuple(
+            x if x is None or x.dim() == (2 if name in "QGA" else 1) else x[i]
+            for name, x in zip(NAMES, full, strict=True)
+        )
 
 
 def report(problem: Problem, settings: Settings, answer: Answer, iterations: Tensor | None = None) -> Point:
-    """The Point of a solver's answers, vetted, rounded, judged; what is no exact solution gets the reference's verdict.
+    """The Point of a solver's answers: vetted, polished, rounded, judged; what is no exact solution then is left to the
+    reference, which finds it or a proof that there is none.
 
     Args:
         problem, settings: what was asked.

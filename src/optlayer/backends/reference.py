@@ -186,6 +186,17 @@ class _Scaled:
         return _Answer(z, torch.where(exact, 0.0, slack), rows, nu, lower, upper)
 
 
+    def iterate(self, problem: _Standard, answer: _Answer) -> _Iterate:
+        """The reverse of `answer`: the point in equilibrated units."""
+        z = torch.where(self.D > 0, (answer.z - self.origin) / self.D, 0.0)
+        nu = torch.where(self.rows > 0, answer.nu * self.cost / self.rows, 0.0)
+        slack = torch.cat([answer.s, answer.z - problem.lb, problem.ub - answer.z], -1).clamp(min=0)
+        lam = torch.cat([answer.lam, answer.lam_lb, answer.lam_ub], -1)
+        on = self.on > 0
+        s, lam = torch.where(on, slack * self.sides, 1.0), torch.where(on, lam * self.cost / self.sides, 0.0)
+        return _Iterate(z, nu, torch.where(lam > 0, 0.0, s.clamp(min=1e-300)), lam)
+
+
 def _equilibrate(problem: _Standard, rounds: int = 10) -> _Scaled:
     """Ruiz: scale variables and rows until every row of the KKT matrix has largest entry 1; then the objective."""
     Q, q, G, h, A, b, lb, ub = problem
@@ -455,18 +466,29 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
 
 
 def judge(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Point:
-    """The Point of another solver's answer: SOLVED, what the data alone decide, or NUMERICAL_ERROR."""
+    """The Point of another solver's answer, polished on its active set (the sides with a multiplier).
+
+    Its statuses are SOLVED for what is exact but for rounding, those that the data alone decide, or NUMERICAL_ERROR.
+    """
     standard = _standard(problem)
-    status, _ = _vet(problem, standard)
-    slack = standard.h - kkt.mul(standard.G, _wide(z, standard.q))
-    rows = _wide(lam, standard.h).clamp(min=0)
-    answer = _rounded(_Answer(
-        _wide(z, standard.q), torch.where(rows > 0, 0.0, slack.clamp(min=0)), rows, _wide(nu, standard.b),
-        _wide(lam_lb, standard.q).clamp(min=0), _wide(lam_ub, standard.q).clamp(min=0),
-    ), problem.dtype)  # fmt: skip
+    status, sound = _vet(problem, standard)
+    multipliers = (_wide(x, like).clamp(min=0) for x, like in (
+        (lam, standard.h), (lam_lb, standard.q), (lam_ub, standard.q)))
+    rows, lower, upper = (torch.where(x.isfinite(), x, 0.0) for x in multipliers)
+    z, nu = (torch.where(x.isfinite(), x, 0.0) for x in (_wide(z, standard.q), _wide(nu, standard.b)))
+    slack = torch.where(rows > 0, 0.0, (standard.h - kkt.mul(standard.G, z)).clamp(min=0))
+    answer = _Answer(z, torch.where(slack >= 0, slack, 0.0), rows, nu, lower, upper)
+    members = sound.nonzero().flatten()
+    if len(members):
+        work, given = standard.select(members), _Answer(*(x[members] for x in answer))
+        scaled = _equilibrate(work)
+        exact = scaled.answer(work, _polish(scaled, scaled.iterate(work, given)))
+        better = _judge(work, exact).relative <= _judge(work, given).relative
+        for whole, part in zip(answer, _pick(better, exact, given), strict=True):
+            whole[members] = part
+    answer = _rounded(answer, problem.dtype)
     judged = _judge(standard, answer)
-    # An answer that is exact but for rounding; a first-order method's is not.
-    good = judged.relative <= 1e2 * torch.finfo(problem.dtype).eps
+    good = judged.relative <= (1e-12 if problem.dtype == torch.float64 else 1e-5)
     status = torch.where((status == 0) & ~good, int(Status.NUMERICAL_ERROR), status).to(torch.int32)
     columns = (problem.n, *problem.widths)
     z, s, lam, nu, lam_lb, lam_ub = (x[:, :k].to(problem.dtype) for x, k in zip(answer, columns, strict=True))
