@@ -422,13 +422,23 @@ def fill(text: str, places: dict[str, str]) -> str:
     return re.sub(rf"(<!-- ({names}) -->)(.*?)(<!-- end -->)", filled, text, flags=re.DOTALL)
 
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
+def call(m: Measurements) -> str:
+    """What a small call costs."""
+    forward, both = (1e6 * (m.time(CALL, OURS, kind) or 0) for kind in ("forward", "both"))
+    return (
+        f"A call with two variables takes {forward:.0f} µs forward and {both:.0f} µs with its gradient, and "
+        f"[Benchmarks](benchmarks.md) has the times of {len(m.workloads)} workloads"
+    )
+
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "faq.md")
 
 
 def places() -> dict[str, str]:
     """What other pages say of speed, from the committed results."""
     m, claims = Measurements(RESULTS / "cpu.json"), json.loads((RESULTS / "claims.json").read_text())
-    return {"comparison": comparison(m, claims), "comparison notes": footnotes(m, claims), "speed": summary(m)}
+    table, notes = comparison(m, claims), footnotes(m, claims)
+    return {"comparison": table, "comparison notes": notes, "speed": summary(m), "call": call(m)}
 
 
 def page(m: Measurements) -> str:
