@@ -99,7 +99,7 @@ MISTAKES = {
     "sudoku --out {theirs}": "{theirs} holds a run with other options: choose another --out.",
     "sudoku9 --givens 5": "'--givens'",
     "sudoku9 --per-epoch 0": "'--per-epoch'",
-    "sudoku9 --per-epoch 2 --train 5 --test 1 --out {elsewhere}":
+    "sudoku9 --per-epoch 2 --train 5 --test 1 --hard 1 --out {elsewhere}":
         "An epoch of 2 examples has no room for a batch of 25.",
     "denoising --sweep 0": "'--sweep'",
     "denoising --decay -1": "'--decay'",
