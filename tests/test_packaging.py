@@ -59,6 +59,8 @@ def test_version_is_written_once() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert "\nversion =" not in pyproject
     assert 'dynamic = ["version"]' in pyproject
+    assert f"\nversion: {optlayer.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {optlayer.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_installs_and_solves_without_a_compiler(tmp_path: Path) -> None:

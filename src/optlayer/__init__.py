@@ -14,7 +14,7 @@ from optlayer.solve import solve
 if TYPE_CHECKING:
     from optlayer import compat, nn
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Diagonal", "Problem", "Settings", "Solution", "SolveError", "Status", "available", "compat", "nn", "solve",
 ]  # fmt: skip
