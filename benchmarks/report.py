@@ -441,6 +441,12 @@ def places() -> dict[str, str]:
     return {"comparison": table, "comparison notes": notes, "speed": summary(m), "call": call(m)}
 
 
+def _again(command: str) -> str:
+    """`make bench` as it was called."""
+    words = command.removeprefix("python -m benchmarks.run").strip()
+    return f'make bench ARGS="{words}"' if words else "make bench"
+
+
 def page(m: Measurements) -> str:
     """The text of docs/benchmarks.md."""
     data, machine = m.data, m.data["machine"]
@@ -463,7 +469,7 @@ def page(m: Measurements) -> str:
         f"{SOLUTION:g}, a backward pass when, besides, no gradient is off by more than {GRADIENT:g} of the exact one's "
         "largest entry; what is not is marked ✗ and out of the comparison. Exact means: the reference backend with "
         "polish, which is itself compared with finite differences of the first member.",
-        "```bash\nmake bench\n```",
+        f"```bash\n{_again(data['command'])}\n```",
         "## Targets",
         "The worst workload for each target; the ratio is above 1 where the target is surpassed. "
         f"`{CALL}`, which measures a call and not a solver, has a line of its own and is in no other.",

@@ -234,7 +234,7 @@ def draw_differences(pairs: dict[str, tuple[Tensor, Tensor]]) -> Any:
     for column, (name, matrices) in enumerate(pairs.items()):
         for axis, D, when in zip(axes[:, column], matrices, ("before", "after"), strict=True):
             limit = float(D.abs().quantile(0.998))
-            axis.imshow(ordered(D).numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+            harness.heat(axis, ordered(D), limit)
             axis.set_title(f"{name},\n{when}", fontsize=9)
             axis.set(xticks=[], yticks=[])
     return picture
@@ -247,10 +247,11 @@ def draw_signals(noisy: Tensor, clean: Tensor, answers: dict[str, Tensor]) -> An
     for column, (name, answer) in enumerate(answers.items()):
         axes[0, column].set_title(name, fontsize=9)
         for axis, y, right, z in zip(axes[:, column], noisy, clean, answer, strict=True):
-            axis.plot(y, ".", color="#999999", markersize=3)
-            axis.plot(right, color="black", linewidth=1)
-            axis.plot(z, color=harness.COLOURS[1], linewidth=1.4)
+            axis.plot(y, ".", color=harness.COLOURS[5], markersize=3, label="noisy")
+            axis.plot(right, color="black", linewidth=1, label="clean")
+            axis.plot(z, color=harness.COLOURS[1], linewidth=1.4, label="answer, with its mean squared error")
             axis.text(0.02, 0.04, f"{(z - right).square().mean():.1f}", transform=axis.transAxes, fontsize=8)
+    picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return picture
 
 

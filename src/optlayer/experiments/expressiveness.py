@@ -186,7 +186,8 @@ def draw_creases(nets: dict[int, Net]) -> Any:
         panels = {"OptNet layer, one variable": layer(grid)}
     panels |= {f"ReLU network, {width} hidden units": net.values(grid)[0] for width, net in nets.items()}
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
-        axis.contour(line, line, values.reshape(side, side).mT.numpy(), 14, cmap="viridis", linewidths=0.8)
+        lines = axis.contour(line, line, values.reshape(side, side).mT.numpy(), 14, cmap="viridis", linewidths=0.8)
+        picture.colorbar(lines, ax=axis, shrink=0.7)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
         axis.set_title(title, fontsize=10)
     for ray in rays(three()):

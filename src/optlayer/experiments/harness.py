@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -442,7 +443,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        return f"{self.name.replace(' ', '-').lower()}-seed{self.seed}"
+        """The name of its files, without commas and blanks."""
+        return f"{re.sub(r'[, ]+', '-', self.name).lower()}-seed{self.seed}"
 
 
 def evaluate(

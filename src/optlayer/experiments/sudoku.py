@@ -236,8 +236,7 @@ def draw_constraints(learned: Tensor) -> Any:
     spaces = [row_space(learned, len(learned)), row_space(rules(), 40)]
     titles = ["learned A (40 × 64)", "row space of the learned A", "row space of the rules"]
     for axis, matrix, title in zip(axes, [learned, *spaces], titles, strict=True):
-        limit = float(matrix.abs().quantile(0.995))
-        axis.imshow(matrix.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+        harness.heat(axis, matrix, float(matrix.abs().quantile(0.995)))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("variable (row, column, digit)")
     return picture
