@@ -134,6 +134,15 @@ def test_a_mistake_is_one_sentence(typed: str, files: Path, monkeypatch: pytest.
     assert made <= {"elsewhere"}, "a run that fails before it trains leaves nothing"
 
 
+def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    optlayer("expressiveness", "--points", 5, "--widths", 2, "--starts", 1, "--steps", 2,
+             "--out", tmp_path / "runs" / "expressiveness")  # fmt: skip
+    (tmp_path / "file").write_text("")
+    code, text = optlayer("report", tmp_path / "runs", tmp_path / "file" / "docs")
+    assert code == 2
+    assert re.search(r"optlayer report: .*file.*: Not a directory.", text)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_an_absent_device_is_named() -> None:
     assert optlayer("sudoku", "--accelerator", "cuda") == (
@@ -319,7 +328,8 @@ def test_the_bar_keeps_its_line(width: int) -> None:
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\r", screen.getvalue()).replace("\n", "\r").split("\r")
     shown = [line for line in lines if "OptNet" in line]
     assert shown
-    assert {len(line.rstrip("\r")) for line in shown} <= {width}
+    assert len({len(line) for line in shown}) == 1
+    assert len(shown[0]) <= width - 3
     assert "999/1000" in shown[-1]
 
 

@@ -72,6 +72,11 @@ else:
             except harness.Mistake as mistake:
                 typer.echo(f"optlayer {name}: {mistake}", err=True)
                 raise typer.Exit(2) from None
+            except OSError as error:
+                if error.filename is None:  # no file's: a bug, or a connection
+                    raise
+                typer.echo(f"optlayer {name}: {error.filename}: {error.strerror}.", err=True)
+                raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None
 

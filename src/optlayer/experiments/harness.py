@@ -635,14 +635,19 @@ class _Loss(ProgressColumn):
 
 @contextmanager
 def bar(run: Run) -> Iterator[Progress]:
-    """A progress bar for the jobs of a run, in a line that never breaks; without a terminal, none."""
-    room = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    columns: list[ProgressColumn] = [TextColumn("{task.description}", justify="left", table_column=room)]
-    columns += [_Loss(table_column=Column(width=13, no_wrap=True))] if run.console.width >= 70 else []
-    columns += [BarColumn(bar_width=20)] if run.console.width >= 100 else []
-    columns += [MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    """A progress bar for the jobs of a run, in a line that never breaks; without a terminal, none.
+
+    The line leaves room for the ^C that a terminal shows; a full one would break there, and stand twice.
+    """
+    width = run.console.width
+    more: list[ProgressColumn] = [_Loss(table_column=Column(width=13, no_wrap=True))] if width >= 70 else []
+    more += [BarColumn(bar_width=20)] if width >= 100 else []
+    more += [MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    taken = 34 + 14 * (width >= 70) + 21 * (width >= 100)  # by the other columns, and ^C
+    name = Column(width=max(8, min(44, width - taken)), no_wrap=True, overflow="ellipsis")
+    columns = [TextColumn("{task.description}", justify="left", table_column=name), *more]
     silent = not run.first or not run.console.is_terminal
-    with stoppable(run), Progress(*columns, console=run.console, disable=silent, expand=True) as progress:
+    with stoppable(run), Progress(*columns, console=run.console, disable=silent) as progress:
         yield progress
 
 
