@@ -54,8 +54,10 @@ def check_commands(example: Example) -> None:
             from optlayer.cli import app
 
             command = words[1:2] if words[1:] and not words[1].startswith("-") else []
-            result = CliRunner().invoke(app, [*command, "--help"])
+            result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
             assert result.exit_code == 0, result.output
+            unknown = {word for word in words if word.startswith("--") and f"{word} " not in result.output}
+            assert not unknown, f"{line}: no option {unknown}"
 
 
 def parser(language: str, evaluator: object) -> CodeBlockParser:
