@@ -23,6 +23,10 @@ coefficients of the data in ⟨v, r⟩ gives (8)
     grad_h = v_lam     grad_G = −(lam v_zᵀ + v_lam zᵀ)        grad_lb = −v_lb
     grad_b = v_nu      grad_A = −(nu v_zᵀ + v_nu zᵀ)          grad_ub = v_ub.
 
+Rows with two sides, h_lower ≤ G z ≤ h, are two lists in C and d, (G; −G) and (h; −h_lower), with multipliers lam and
+lam_lower and slacks s and G z − h_lower; the part `lam` of r and v holds both, the upper ones first. With the upper
+less the lower part in place of lam and v_lam, the gradients of G and Q are as above, and grad_h_lower = −v_lower.
+
 The slack is s = h − G z: its gradient g_s adds −Gᵀg_s to g_z, g_s to grad_h, −g_s zᵀ to grad_G.
 
 **Second derivatives.** v = M r solves a linear system with the same matrix K, so dv = M (dr − dK v), and for
@@ -66,11 +70,11 @@ def pullback(
     solved = _solved(point)
     if solved is not None:
         g_z, g_rest = (None if g is None else torch.where(solved, g, 0.0) for g in (g_z, g_rest))
-    z, lam, nu, lam_lb, lam_ub = point.z, point.lam, point.nu, point.lam_lb, point.lam_ub
+    z, lam, nu = point.z, net(structure, multipliers(point)), point.nu
     if g_rest is None:
-        g_s, g_parts = None, [torch.zeros_like(x) for x in (lam, nu, lam_lb, lam_ub)]
+        g_s, g_parts = None, [torch.zeros_like(x) for x in (multipliers(point), nu, point.lam_lb, point.lam_ub)]
     else:
-        g_s, *g_parts = g_rest.split(structure.widths, -1)
+        g_s, *g_parts = sides(structure, g_rest)
     G = tensors[2]
     if g_s is not None and G is not None:
         g_s = torch.where(point.s.isinf(), 0.0, g_s)
@@ -79,12 +83,16 @@ def pullback(
     if solved is not None:
         v = Adjoint(*(torch.where(solved, x, 0.0) for x in v))
         z, lam, nu = (torch.where(solved, x, 0.0) for x in (z, lam, nu))
-    v = v._replace(lam=added(g_s, v.lam))
-    found: list[Tensor | None] = [None] * 8
+    v_upper, *v_lower = v.lam.split(structure.row_widths, -1)
+    if g_s is not None:
+        v_upper = v_upper + g_s
+    v = v._replace(lam=v_upper - v_lower[0] if v_lower else v_upper)
+    found: list[Tensor | None] = [None] * len(tensors)
     found[0], found[2], found[4] = matrix_gradients(structure, tensors, need[:5:2], z, lam, nu, v)
-    for i, gradient in ((1, v.z.neg), (3, lambda: v.lam), (5, lambda: v.nu), (6, v.lam_lb.neg), (7, lambda: v.lam_ub)):
+    vectors = ((1, v.z, -1), (3, v_upper, 1), (5, v.nu, 1), (6, v.lam_lb, -1), (7, v.lam_ub, 1))
+    for i, gradient, sign in (*vectors, *((8, x, -1) for x in v_lower)):
         if need[i]:
-            found[i] = _shared(tensors[i], gradient())
+            found[i] = _shared(tensors[i], -gradient if sign < 0 else gradient)
     return found
 
 
@@ -92,11 +100,13 @@ def pushforward(
     structure: Structure, tensors: Sequence[Any], point: Point, tangents: Sequence[Any], solve: Solve
 ) -> tuple[Tensor, Tensor]:
     """Tangents of z and of the other parts from those of the tensors: eqs. 5 and 6."""
-    dQ, dq, dG, dh, dA, db, dlb, dub = tangents
-    r_z, r_lam, r_nu = matrix_tangents(structure, dQ, dG, dA, point.z, point.lam, point.nu)
+    dQ, dq, dG, dh, dA, db, dlb, dub, dh_lower = tangents
+    lam = net(structure, multipliers(point))
+    r_z, r_rows, r_nu = matrix_tangents(structure, dQ, dG, dA, point.z, lam, point.nu)
+    r_lam = r_rows if dh is None else r_rows + dh
     r = Adjoint(
         r_z if dq is None else r_z - dq,
-        r_lam if dh is None else r_lam + dh,
+        torch.cat([r_lam, -r_rows if dh_lower is None else -r_rows - dh_lower], -1) if structure.two_sided else r_lam,
         r_nu if db is None else r_nu + db,
         torch.zeros_like(point.lam_lb) if dlb is None else (-dlb).expand_as(point.lam_lb),
         torch.zeros_like(point.lam_ub) if dub is None else dub.expand_as(point.lam_ub),
@@ -106,8 +116,8 @@ def pushforward(
     ds = torch.zeros_like(point.s)
     if tensors[2] is not None:
         Gv = matrices.times(matrices.wrap(structure.kinds[1], tensors[2]), v.z)
-        ds = torch.where(solved & ~point.s.isinf(), r.lam - Gv, 0.0)
-    return v.z, torch.cat([ds, *v[1:]], -1)
+        ds = torch.where(solved & ~point.s.isinf(), r_lam - Gv, 0.0)
+    return v.z, joined(structure, ds, *v[1:])
 
 
 def matrix_gradients(
@@ -137,6 +147,39 @@ def matrix_tangents(
     return r_z, r_lam, r_nu
 
 
+# --- the rows of G, which may have two sides ---------------------------------------------------------------------
+
+
+def multipliers(point: Point) -> Tensor:
+    """lam, or lam and lam_lower side by side."""
+    return torch.cat([point.lam, point.lam_lower], -1) if len(point.widths) > 5 else point.lam
+
+
+def sides(structure: Structure, rest: Tensor) -> list[Tensor]:
+    """s, the multipliers of the rows (lam and lam_lower side by side), nu, lam_lb and lam_ub."""
+    s, lam, nu, lower, upper, *below = rest.split(structure.widths, -1)
+    return [s, torch.cat([lam, *below], -1) if below else lam, nu, lower, upper]
+
+
+def joined(structure: Structure, s: Tensor, lam: Tensor, nu: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The reverse of `sides`."""
+    lam, *below = lam.split(structure.row_widths, -1)
+    return torch.cat([s, lam, nu, lower, upper, *below], -1)
+
+
+def both(structure: Structure, row: Tensor) -> Tensor:
+    """What a change of G z means for the sides of the rows: the same for the upper ones, the opposite for the lower."""
+    return torch.cat([row, -row], -1) if structure.two_sided else row
+
+
+def net(structure: Structure, lam: Tensor) -> Tensor:
+    """The upper less the lower part: what enters stationarity as Gᵀ lam."""
+    if not structure.two_sided:
+        return lam
+    upper, lower = lam.split(structure.p, -1)
+    return upper - lower
+
+
 # --- smoothed --------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +193,8 @@ def slopes(smoothing: float, tensors: Sequence[Any], point: Point, v: Adjoint) -
     lower, upper = point.lam_lb > 0, point.lam_ub > 0
     if lb is not None and ub is not None:
         lower, upper = lower & (lb != ub), upper & (lb != ub)
-    rows = slope(point.lam, v.lam, point.lam > 0)
+    lam = multipliers(point)
+    rows = slope(lam, v.lam, lam > 0)
     return rows, slope(point.lam_lb, v.lam_lb, lower), slope(point.lam_ub, v.lam_ub, upper)
 
 

@@ -219,14 +219,14 @@ class _KKT(torch.autograd.Function):
         tensors, point, _ = call.split(ctx.saved_tensors[:-RHS])
         v = Adjoint(*ctx.saved_tensors[-RHS:])
         w = kkt(call, tensors, point, Adjoint(*upstream))
-        need = ctx.needs_input_grad[1:]
+        need, net = ctx.needs_input_grad[1:], functools.partial(adjoint.net, call.structure)
         grads: list[Tensor | None] = [None] * len(need)
         grads[0], grads[2], grads[4] = adjoint.matrix_gradients(
-            call.structure, tensors, need[0:5:2], v.z, v.lam, v.nu, w
+            call.structure, tensors, need[0:5:2], v.z, net(v.lam), v.nu, w._replace(lam=net(w.lam))
         )
         if call.smoothed and need[DATA + 1]:
             slopes = adjoint.slopes(call.settings.smoothing, tensors, point, v)
-            grads[DATA + 1] = torch.cat([torch.zeros_like(point.s), *adjoint.along(slopes, w)], -1)
+            grads[DATA + 1] = adjoint.joined(call.structure, torch.zeros_like(point.s), *adjoint.along(slopes, w))
         grads[-RHS:] = w
         return (None, *grads)
 
@@ -237,11 +237,12 @@ class _KKT(torch.autograd.Function):
         call: Call = ctx.call
         (tensors, point, _), v = call.split(saved[:-RHS]), Adjoint(*saved[-RHS:])
         dt, d_rest, dr = tangents[:DATA], tangents[DATA + 1], tangents[-RHS:]
-        d_z, d_lam, d_nu = adjoint.matrix_tangents(call.structure, dt[0], dt[2], dt[4], v.z, v.lam, v.nu)
+        lam = adjoint.net(call.structure, v.lam)
+        d_z, d_lam, d_nu = adjoint.matrix_tangents(call.structure, dt[0], dt[2], dt[4], v.z, lam, v.nu)
         r = [torch.zeros_like(x) if y is None else y for x, y in zip(v, dr, strict=True)]
-        r[0], r[1], r[2] = r[0] + d_z, r[1] + d_lam, r[2] + d_nu
+        r[0], r[1], r[2] = r[0] + d_z, r[1] + adjoint.both(call.structure, d_lam), r[2] + d_nu
         if call.smoothed and d_rest is not None:
-            _, *changes = d_rest.split(call.structure.widths, -1)
+            _, *changes = adjoint.sides(call.structure, d_rest)
             slopes = adjoint.slopes(call.settings.smoothing, tensors, point, v)
             r[1:] = [x + y for x, y in zip(r[1:], adjoint.along(slopes, Adjoint(r[0], *changes)), strict=True)]
         return tuple(kkt(call, tensors, point, Adjoint(*r)))

@@ -13,13 +13,13 @@ from optlayer import _torch, backends
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
-from optlayer.core.structure import Structure
+from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 from optlayer.solution import Solution, SolveError
 
 VALUES, VERDICT = 2, 2  # tensors of a Point before its factor: the point, and the verdict
-DATA = 8  # tensors of a problem
+DATA = len(NAMES)  # tensors of a problem
 
 
 class Call:

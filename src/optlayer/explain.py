@@ -34,7 +34,8 @@ def explain(problem: Problem, point: Point, member: int | Sequence[int] = 0, nam
     """
     i = flat_index(member, problem.structure.shape)
     one, names = problem.member(i), names or Names()
-    values = [x[i].detach() for x in (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)]
+    parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub, point.lam_lower)
+    values = [x[i].detach() for x in parts]
     status = Status(int(point.status[i]))
     residuals = dict(zip(_ADVICE, (float(x) for x in point.residuals[i]), strict=True))
     words = ", ".join(f"{name} {value:.1e}" for name, value in residuals.items())
@@ -84,9 +85,10 @@ def _named(x: Tensor, name: Callable[[int], str]) -> list[tuple[float, str]]:
 
 
 def _conflict(values: list[Tensor], names: Names) -> str:
-    _, lam, nu, lam_lb, lam_ub = values
+    _, lam, nu, lam_lb, lam_ub, lam_lower = values
     entries = [
         *_named(lam, names.row("G")),
+        *_named(lam_lower, names.row("below")),
         *_named(nu, names.row("A")),
         *_named(lam_lb, lambda i: f"lower bound of {names.variable(i)}"),
         *_named(lam_ub, lambda i: f"upper bound of {names.variable(i)}"),
@@ -107,7 +109,7 @@ def _runaway(z: Tensor, names: Names) -> str:
 
 
 def _invalid(batch: Problem, problem: Problem, member: int | Sequence[int]) -> str:
-    allowed = {"h": torch.inf, "lb": -torch.inf, "ub": torch.inf}
+    allowed = {"h": torch.inf, "h_lower": -torch.inf, "lb": -torch.inf, "ub": torch.inf}
     for name, whole, x in zip(NAMES, batch.tensors(), problem.tensors(), strict=True):
         if x is None or whole is None:
             continue

@@ -1,7 +1,7 @@
 """The optimality conditions, written once: residuals that judge any point, whoever computed it.
 
     stationarity       Qz + q + Gᵀlam + Aᵀnu − lam_lb + lam_ub = 0
-    feasibility        A z = b,   G z + s = h,   lb ≤ z ≤ ub
+    feasibility        A z = b,   G z + s = h,   lb ≤ z ≤ ub   (two-sided rows: as (G; −G) z ≤ (h; −h_lower))
     complementarity    lam, s ≥ 0,  lam∘s = 0   (equivalently a duality gap of zero)
 """
 
@@ -55,7 +55,15 @@ def _allowed(terms: Tensor, data: Tensor) -> Tensor:
     return 1 + torch.minimum(terms, CANCELLED * (1 + data))
 
 
-def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Residuals:
+def one_sided(problem: Problem, lam: Tensor, lam_lower: Tensor | None) -> tuple[Problem, Tensor]:
+    """A problem with two-sided rows as one with one-sided ones, (G; −G) z ≤ (h; −h_lower), and its multipliers."""
+    return (problem, lam) if lam_lower is None else (problem.stacked(), torch.cat([lam, lam_lower], -1))
+
+
+def residuals(
+    problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor,
+    lam_lower: Tensor | None = None,
+) -> Residuals:  # fmt: skip
     """Residuals of a point; `relative` divides each by one plus the largest term that enters it.
 
     The term of Q z is |Q||z|, what it would be if nothing cancelled: rounding z changes Q z by that times the rounding.
@@ -70,6 +78,7 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
     Returns:
         Residuals with tensors of shape (B,). NaN in the point gives inf.
     """
+    problem, lam = one_sided(problem, lam, lam_lower)
     Q, q = problem.Q, problem.q
     Qz, nothing, size, rounding = mul_Q(Q, z), z.new_zeros(len(z)), z.abs(), torch.finfo(z.dtype).eps
     data = torch.maximum(largest(Qz), largest(q.expand_as(z)))
@@ -111,8 +120,11 @@ def residuals(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tens
 # --- certificates: proofs that there is no solution -----------------------------------------------------------------
 
 
-def farkas_value(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Tensor:
+def farkas_value(
+    problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor, lam_lower: Tensor | None = None
+) -> Tensor:
     """hᵀlam + bᵀnu − lbᵀlam_lb + ubᵀlam_ub, (B,)."""
+    problem, lam = one_sided(problem, lam, lam_lower)
     value = lam.new_zeros(len(lam))
     for side, multiplier, sign in (
         (problem.h, lam, 1.0), (problem.b, nu, 1.0), (problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0),
@@ -122,7 +134,9 @@ def farkas_value(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_
     return value
 
 
-def farkas_residual(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Tensor:
+def farkas_residual(
+    problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor, lam_lower: Tensor | None = None
+) -> Tensor:
     """How well multipliers prove that no point is feasible; 0 is exact, inf is no proof.
 
     With lam, lam_lb, lam_ub ≥ 0, Gᵀlam + Aᵀnu − lam_lb + lam_ub = 0 and hᵀlam + bᵀnu − lbᵀlam_lb + ubᵀlam_ub < 0, the
@@ -135,6 +149,7 @@ def farkas_residual(problem: Problem, lam: Tensor, nu: Tensor, lam_lb: Tensor, l
     Returns:
         The largest of the vector that should be 0, relative to its largest term, (B,); inf unless the sum is negative.
     """
+    problem, lam = one_sided(problem, lam, lam_lower)
     total = lam.new_zeros(len(lam), problem.n)
     sizes = bad = total[:, 0]
     for M, side, multiplier in ((problem.G, problem.h, lam), (problem.A, None, nu)):
@@ -163,6 +178,8 @@ def ray_residual(problem: Problem, z: Tensor) -> Tensor:
     Returns:
         The largest violation, each row relative to its largest entry times the largest of z, (B,); inf unless qᵀz < 0.
     """
+
+    problem = problem.stacked()
 
     def rows(M: Matrix) -> Tensor:
         """M z, each row relative to its largest entry."""

@@ -116,6 +116,17 @@ def dense(M: Matrix) -> Tensor:
     return M.dense()
 
 
+def opposed(M: Matrix) -> Tensor:
+    """The rows of M, and below them the same with the other sign: (M; −M)."""
+    assert isinstance(M, Tensor)
+    if M.layout == torch.strided:
+        return torch.cat([M, -M], -2)
+    first, values = M.crow_indices(), M.values()
+    rows = torch.cat([first, first[1:] + first[-1]])
+    size = (2 * M.shape[0], M.shape[1])
+    return torch.sparse_csr_tensor(rows, M.col_indices().repeat(2), torch.cat([values, -values]), size)
+
+
 def outer_products(kind: Kind, like: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     """−Σ left rightᵀ at the entries that a matrix of this kind stores: the gradient of the tensor `like`.
 

@@ -21,7 +21,7 @@ from optlayer.core.structure import DENSE, DIAGONAL
 from optlayer.point import Point
 from optlayer.problem import check as check_problem
 
-_DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub"
+_DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor? h_lower"
 _POINT = "Tensor z, Tensor rest, Tensor counts, Tensor residuals, Tensor factor"
 _RHS = "Tensor r_z, Tensor r_lam, Tensor r_nu, Tensor r_lb, Tensor r_ub"
 _OPTIONS = (

@@ -95,6 +95,7 @@ class Point:
     nu = property(lambda self: self.part(2))
     lam_lb = property(lambda self: self.part(3))
     lam_ub = property(lambda self: self.part(4))
+    lam_lower = property(lambda self: self.part(5) if len(self.widths) > 5 else self.block[:, :0])
     status = property(lambda self: self.counts[..., 0])
     iterations = property(lambda self: self.counts[..., 1])
     primal_residual = property(lambda self: self.residuals[..., 0])
@@ -102,7 +103,7 @@ class Point:
     gap = property(lambda self: self.residuals[..., 2])
 
     def fields(self) -> tuple[Tensor, ...]:
-        """All parts, in the order of FIELDS."""
+        """The parts named in FIELDS, which leave out lam_lower."""
         return tuple(getattr(self, name) for name in FIELDS)
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """The problem: its tensors, checked once at the door.
 
     minimise    ½ zᵀQz + qᵀz
-    subject to  A z = b,   G z ≤ h,   lb ≤ z ≤ ub
+    subject to  A z = b,   h_lower ≤ G z ≤ h,   lb ≤ z ≤ ub
 
 Behind the door there is at most one batch dimension: others, and those that are broadcast, are folded into it here and
 unfolded by `Solution`, by operations that autograd sees.
@@ -20,9 +20,9 @@ from optlayer import _torch, matrices
 from optlayer.core.structure import CSR, MATRICES, NAMES, Kind, Structure
 from optlayer.matrices import Diagonal, Matrix
 
-_SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": "n", "ub": "n"}
+_SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": "n", "ub": "n", "h_lower": "p"}
 _DTYPES = (torch.float32, torch.float64)
-_FILLED = {"h": "p", "b": "m", "lb": "n", "ub": "n"}
+_FILLED = {"h": "p", "b": "m", "lb": "n", "ub": "n", "h_lower": "p"}
 """What may be a number, and its size."""
 
 
@@ -36,8 +36,9 @@ class Problem:
 
     def __init__(
         self, Q: Matrix, q: Tensor, G: Matrix | None, h: Tensor | None, A: Matrix | None, b: Tensor | None,
-        lb: Tensor | None, ub: Tensor | None, structure: Structure,
+        lb: Tensor | None, ub: Tensor | None, structure: Structure, h_lower: Tensor | None = None,
     ) -> None:  # fmt: skip
+        self.h_lower = h_lower
         self.Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub = Q, q, G, h, A, b, lb, ub
         self.structure = structure
 
@@ -78,18 +79,19 @@ class Problem:
     @classmethod
     def of(cls, tensors: Sequence[Any], structure: Structure) -> Problem:
         """The problem of tensors in the order of NAMES, each standing for its matrix."""
-        Q, q, G, h, A, b, lb, ub = tensors
+        Q, q, G, h, A, b, lb, ub, h_lower = tensors
         kind_Q, kind_G, kind_A = structure.kinds
         return cls(
-            matrices.wrap(kind_Q, Q), q, matrices.wrap(kind_G, G), h, matrices.wrap(kind_A, A), b, lb, ub, structure
-        )
+            matrices.wrap(kind_Q, Q), q, matrices.wrap(kind_G, G), h, matrices.wrap(kind_A, A), b, lb, ub, structure,
+            h_lower,
+        )  # fmt: skip
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors in the order of NAMES; of a matrix, what stands for it (the diagonal where Q is diagonal)."""
         Q, G, A = self.Q, self.G, self.A
         return (
             Q.values if type(Q) is Diagonal else Q, self.q, G.values if type(G) is Diagonal else G, self.h,
-            A.values if type(A) is Diagonal else A, self.b, self.lb, self.ub,
+            A.values if type(A) is Diagonal else A, self.b, self.lb, self.ub, self.h_lower,
         )  # type: ignore[return-value]  # fmt: skip
 
     def rank(self, name: str) -> int:
@@ -117,6 +119,23 @@ class Problem:
             tensors = tuple(x if x is None or x.dim() == rank else x[0] for x, rank in pairs)
         return Problem.of(tensors, self.structure.changed(shape=shape))
 
+    def stacked(self) -> Problem:
+        """The same with one-sided rows (G; −G) z ≤ (h; −h_lower)."""
+        structure = self.structure
+        if not structure.two_sided:
+            return self
+        assert self.G is not None and self.h is not None and self.h_lower is not None  # noqa: PT018
+        h, below = torch.broadcast_tensors(self.h, -self.h_lower)
+        tensors = list(self.tensors())
+        tensors[2:4] = matrices.opposed(self.G), torch.cat([h, below], -1)
+        tensors[8] = None
+        kinds = (structure.kinds[0], matrices.of("G", tensors[2])[0], structure.kinds[2])
+        wide = Structure(
+            structure.n, structure.m, 2 * structure.p, structure.shape, kinds, lower=self.lb is not None,
+            upper=self.ub is not None, dtype=structure.dtype, device=structure.device,
+        )
+        return Problem.of(tensors, wide)
+
     def replace(self, tensors: Sequence[Tensor | None], batch: int | None) -> Problem:
         """The same problem with other tensors (order of NAMES, same kinds) and batch."""
         q = tensors[1]
@@ -135,22 +154,25 @@ def _kind_now(kind: Kind, tensor: Tensor | None) -> Kind:
 
 
 def check(
-    Q: Any, q: Any, G: Any = None, h: Any = None, A: Any = None, b: Any = None, lb: Any = None, ub: Any = None
-) -> Problem:
+    Q: Any, q: Any, G: Any = None, h: Any = None, A: Any = None, b: Any = None, lb: Any = None, ub: Any = None,
+    h_lower: Any = None,
+) -> Problem:  # fmt: skip
     """The checked Problem of these tensors.
 
     Raises:
         TypeError: for what is not a floating-point tensor (numbers are, for h, b, lb and ub), or mixed dtypes.
         ValueError: for shapes or devices that do not fit; the message shows every argument.
     """
-    values = (Q.d if type(Q) is Diagonal else Q, q, G, h, A, b, lb, ub)
+    if h is None and h_lower is not None:
+        h = torch.inf
+    values = (Q.d if type(Q) is Diagonal else Q, q, G, h, A, b, lb, ub, h_lower)
     key = None if torch.compiler.is_compiling() else _key(Q, values)
     known = None if key is None else _known.get(key)
     if known is None:
-        return _checked(Q, q, G, h, A, b, lb, ub, key)
+        return _checked((Q, *values[1:]), key)
     structure, folds = known
     if folds is None:
-        return Problem(Q, q, G, h, A, b, lb, ub, structure)
+        return Problem(Q, q, G, h, A, b, lb, ub, structure, h_lower)
     return Problem.of(_folded(values, folds, structure), structure)
 
 
@@ -172,8 +194,8 @@ def _key(Q: Any, values: Sequence[Any]) -> Any:
     return key
 
 
-def _checked(Q: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any, key: Any) -> Problem:
-    kinds, given = [], [Q, q, G, h, A, b, lb, ub]
+def _checked(values: Sequence[Any], key: Any) -> Problem:
+    kinds, given = [], list(values)
     for i in MATRICES:
         kind, given[i] = matrices.of(NAMES[i], given[i])
         kinds.append(kind)
@@ -224,7 +246,8 @@ class _Door:
         n, q = self.sizes["n"], self.given[1]
         structure = Structure(
             n, self.sizes.get("m", 0), self.sizes.get("p", 0), shape, tuple(self.kinds),  # type: ignore[arg-type]
-            lower=self.given[6] is not None, upper=self.given[7] is not None, dtype=q.dtype, device=q.device,
+            lower=self.given[6] is not None, upper=self.given[7] is not None, two_sided=self.given[8] is not None,
+            dtype=q.dtype, device=q.device,
         )
         return structure, self.folds(batches, structure)
 
@@ -325,6 +348,8 @@ class _Door:
         lines = ["arguments (… stands for any batch dimensions, broadcast as in torch.linalg):"]
         for name, x in zip(NAMES, self.given, strict=True):
             form = self.forms[name]
+            if name == "h_lower" and x is None:
+                continue  # few know it
             label = "Q.d" if name == "Q" and form == "n" else name
             wanted = f"(…, {', '.join(form)})"
             if isinstance(x, Tensor):

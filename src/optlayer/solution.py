@@ -27,8 +27,9 @@ class Solution:
         lam: multipliers of G z ≤ h (…, p).
         nu: multipliers of A z = b (…, m).
         lam_lb: multipliers of lb ≤ z (…, n).
-        lam_ub: multipliers of z ≤ ub (…, n). Absent parts have no columns. All six are differentiable with respect
-            to whatever requires a gradient.
+        lam_ub: multipliers of z ≤ ub (…, n).
+        lam_lower: multipliers of h_lower ≤ G z (…, p). Absent parts have no columns. All seven are differentiable with
+            respect to whatever requires a gradient.
         status: Status of each member, int32, shape (…).
         iterations: interior-point iterations of each member.
         primal_residual: max-norm residual of the constraints, for each member, in the problem's units.
@@ -82,6 +83,11 @@ class Solution:
         return self._field("lam_ub")
 
     @property
+    def lam_lower(self) -> Tensor:
+        """Multipliers of h_lower ≤ G z (…, p)."""
+        return self._field("lam_lower")
+
+    @property
     def status(self) -> Tensor:
         """Status of each member, int32, (…)."""
         return self._field("status")
@@ -126,7 +132,8 @@ class Solution:
         `kkt.ray_residual` of z: 0 is exact, 1e-9 excellent.
         """
         point, problem = self.point, self.problem
-        z, *multipliers = (x.detach().double() for x in (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub))
+        names = ("z", "lam", "nu", "lam_lb", "lam_ub", *(("lam_lower",) if problem.structure.two_sided else ()))
+        z, *multipliers = (getattr(point, name).detach().double() for name in names)
         dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
         data = [None if x is None else x.detach().double() for x in dense]
         problem = problem.replace(data, len(z))

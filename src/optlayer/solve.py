@@ -42,6 +42,7 @@ def solve(
     lb: Tensor | float | None = None,
     ub: Tensor | float | None = None,
     *,
+    h_lower: Tensor | float | None = None,
     settings: Settings = _DEFAULT,
     backend: str = "auto",
     check: bool = True,
@@ -49,19 +50,20 @@ def solve(
 ) -> Solution:
     """Solve a batch of convex quadratic programs, differentiably.
 
-        minimise ½ zᵀQz + qᵀz   subject to   A z = b,   G z ≤ h,   lb ≤ z ≤ ub
+        minimise ½ zᵀQz + qᵀz   subject to   A z = b,   h_lower ≤ G z ≤ h,   lb ≤ z ≤ ub
 
     Any tensor may have batch dimensions (…), any number of them; they are broadcast as in torch.linalg. When no tensor
-    has one, neither have the results. ±inf in h, lb, ub means no constraint. Gradients reach every tensor that requires
-    one, in its own shape, by implicit differentiation of the optimality conditions; those of tensors that the batch
-    shares are summed over it.
+    has one, neither have the results. ±inf in h, h_lower, lb, ub means no constraint. Gradients reach every tensor that
+    requires one, in its own shape, by implicit differentiation of the optimality conditions; those of tensors that the
+    batch shares are summed over it.
 
     Args:
         Q: symmetric positive semidefinite, (…, n, n) (its symmetric part is used), or ``Diagonal(d)`` with d (…, n).
         q: (…, n).
         G, h: inequalities, (…, p, n) and (…, p).
         A, b: equalities, (…, m, n) and (…, m).
-        lb, ub: bounds, (…, n). Numbers and scalar tensors serve for h, b, lb and ub as well.
+        lb, ub: bounds, (…, n). Numbers and scalar tensors serve for h, h_lower, b, lb and ub as well.
+        h_lower: lower sides of the rows of G, (…, p); h may be left out then. Equal sides make a row an equality.
         settings: tolerances and options.
         backend: "auto", or one of ``available()``.
         check: raise when a member is not solved. False: never raises for data, never synchronises a GPU; see
@@ -81,20 +83,21 @@ def solve(
     if isinstance(q, Tensor) and (
         q.dtype in _HALF or (_torch.autocast_enabled() and torch.is_autocast_enabled(q.device.type))
     ):
-        wide = _widened(Q, q, G, h, A, b, lb, ub)
+        wide = _widened(Q, q, G, h, A, b, lb, ub, h_lower)
         if wide is not None:
             with torch.autocast(q.device.type, enabled=False):
-                found = solve(*wide, settings=settings, backend=backend, check=check, names=names)
+                *wide, below = wide
+                found = solve(*wide, h_lower=below, settings=settings, backend=backend, check=check, names=names)
                 return _rounded(found, q.dtype)
     if type(settings) is not Settings:
         checked_options({"settings": settings})
     if _torch.tracing_script() is not None and not torch.compiler.is_compiling():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", _torch.TracerWarning)  # sizes are constants of the graph, as they must be
-            problem = check_problem(Q, q, G, h, A, b, lb, ub)
+            problem = check_problem(Q, q, G, h, A, b, lb, ub, h_lower)
             point = autograd.solve(problem, settings, backend, check)
     else:
-        problem = check_problem(Q, q, G, h, A, b, lb, ub)
+        problem = check_problem(Q, q, G, h, A, b, lb, ub, h_lower)
         shapes_only = problem.structure.device.type == "meta"
         check = check and not shapes_only
         later = shapes_only or torch.compiler.is_compiling()

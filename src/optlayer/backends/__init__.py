@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from optlayer.backends.base import Backend
+from optlayer.backends.base import Backend, Stacked
 from optlayer.problem import Problem
 
 ORDER = ("cuda", "cpu", "reference")
@@ -70,6 +70,8 @@ def choose(problem: Problem, wanted: str = "auto") -> Backend:
     if known is not None:
         return known
     backend = _choose(problem, wanted)
+    if problem.structure.two_sided and not backend.two_sided:
+        backend = Stacked(backend)
     problem.structure.plans[wanted, len(_added)] = backend
     return backend
 

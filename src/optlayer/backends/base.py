@@ -40,7 +40,8 @@ class Adjoint(NamedTuple):
     Q v_z + Gᵀv_lam + Aᵀv_nu − v_lb + v_ub = r_z
     lam∘(G v_z) − s∘v_lam = lam∘r_lam          (active row: G v_z = r_lam; inactive row: v_lam = 0)
     A v_z = r_nu
-    and for the bounds as for G, whose rows they are: −I for lb, I for ub.
+    and for the bounds as for G, whose rows they are: −I for lb, I for ub. Where rows have two sides, `lam` has 2p
+    columns: the upper sides, then the lower ones, whose rows are −G.
     """
 
     z: Tensor
@@ -57,11 +58,13 @@ class Backend(Protocol):
         name: what the user says.
         automatic: whether `backend="auto"` may choose it.
         sparse: whether it takes torch's sparse matrices.
+        two_sided: whether it takes rows with lower sides; for others they are stacked (`Stacked`).
     """
 
     name: str
     automatic: bool = False
     sparse: bool = False
+    two_sided: bool = False
 
     def unavailable(self) -> str | None:
         """None, or why it cannot work on this machine."""
@@ -107,6 +110,51 @@ def _reference() -> Any:
     return reference
 
 
+class Stacked(Backend):
+    """A backend that knows one-sided rows only, for problems with two-sided ones: (G; −G) z ≤ (h; −h_lower)."""
+
+    two_sided = True
+
+    def __init__(self, engine: Backend) -> None:
+        self.engine, self.name, self.sparse = engine, engine.name, engine.sparse
+
+    def refuses(self, problem: Problem) -> str | None:
+        return self.engine.refuses(problem)
+
+    def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
+        return self._merged(problem, self.engine.solve(problem.stacked(), settings, keep_factor))
+
+    def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
+        at = self._split(problem, point, settings.gradient == "smoothed")
+        return self.engine.kkt_solve(problem.stacked(), settings, at, rhs)
+
+    def relaxing(self) -> Backend:
+        inner = self.engine.relaxing()
+        return self if inner is self.engine else inner if inner.two_sided else Stacked(inner)
+
+    def relax(self, problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
+        found = self.engine.relax(problem.stacked(), settings, self._split(problem, point, False), keep_factor)
+        return self._merged(problem, found)
+
+    def _merged(self, problem: Problem, point: Point) -> Point:
+        p = problem.p
+        rest = torch.cat([point.s[:, :p], point.lam[:, :p], point.nu, point.lam_lb, point.lam_ub, point.lam[:, p:]], -1)
+        return Point(
+            point.shaped, rest, point.counts.clone(), point.residuals.clone(), problem.widths, point.factor,
+            point.unsolved,
+        )  # fmt: skip
+
+    def _split(self, problem: Problem, point: Point, relaxed: bool) -> Point:
+        assert problem.G is not None and problem.h_lower is not None  # noqa: PT018
+        below = (matrices.times(problem.G, point.z) - problem.h_lower).clamp(min=0)
+        if not relaxed:
+            below = torch.where(point.lam_lower > 0, 0.0, below)
+        lam = torch.cat([point.lam, point.lam_lower], -1)
+        rest = torch.cat([point.s, below, lam, point.nu, point.lam_lb, point.lam_ub], -1)
+        widths = problem.stacked().widths
+        return Point(point.shaped, rest, point.counts, point.residuals, widths, point.factor, point.unsolved)
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +175,7 @@ class Answer(NamedTuple):
 
 
 def members(problem: Problem) -> Iterator[tuple[Tensor | None, ...]]:
-    """The tensors of each member in the order of NAMES: float64, every matrix full, no batch dimension."""
+    """Q, q, G, h, A, b, lb, ub of each member: float64, every matrix full, no batch dimension."""
     structure = problem.structure
     full: list[Tensor | None] = []
     for name, x in zip(NAMES, (getattr(problem, name) for name in NAMES), strict=True):
@@ -135,7 +183,7 @@ def members(problem: Problem) -> Iterator[tuple[Tensor | None, ...]]:
     for i in range(structure.members):
         yield tuple(
             x if x is None or x.dim() == (2 if name in "QGA" else 1) else x[i]
-            for name, x in zip(NAMES, full, strict=True)
+            for name, x in zip(NAMES[:8], full, strict=False)
         )
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Backend
-from optlayer.core.native import VARIANTS, Core, Plan
+from optlayer.core.native import TENSORS, VARIANTS, Core, Plan
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
-from optlayer.core.structure import Structure
+from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse = "cpu", True, False
+name, automatic, sparse, two_sided = "cpu", True, False, "h_lower" in TENSORS
 
 def _variants() -> list[str]:
     """Instruction sets of this processor, best first."""
@@ -206,13 +206,17 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     core = _core()
     assert isinstance(core, Core)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
-    v = torch.empty(structure.members, structure.n + sum(structure.widths[1:]), dtype=structure.dtype)
-    answer = Adjoint(*v.split((structure.n, *structure.widths[1:]), 1))
+    columns = structure.adjoint_widths
+    v = torch.empty(structure.members, sum(columns), dtype=structure.dtype)
+    answer = Adjoint(*v.split(columns, 1))
     if len(v):
         plan = _plan(structure, settings, bool(point.factor), True)
         words, _ = _adjoint(problem, settings, point, kept)
         args.fill_parts(words, plan.v_slots, args.address(v))
         words[_RHS : _RHS + 2 * len(rhs)] = array("q", args.place_rows(kept, rhs))
+        if structure.two_sided:  # beside the upper sides
+            upper, lower = args.SLOTS["r_lam"], args.SLOTS["r_lower"]
+            words[lower], words[lower + 1] = words[upper] + structure.p * v.element_size(), words[upper + 1]
         left = core.kkt_solve(words.buffer_info()[0])
         if left < 0:
             raise _no_memory(problem)
@@ -257,7 +261,7 @@ def pullback(
     return grads
 
 
-_NO_GRADIENTS = array("q", bytes(8 * 16))  # address and stride for each tensor of the problem
+_NO_GRADIENTS = array("q", bytes(16 * len(NAMES)))  # address and stride for each tensor of the problem
 
 
 def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, answer: Adjoint) -> None:

@@ -32,6 +32,7 @@ from optlayer import kkt
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
+from optlayer.core.structure import NAMES
 from optlayer.matrices import Diagonal
 from optlayer.point import Point
 from optlayer.problem import Problem
@@ -215,8 +216,7 @@ class _Member:
                 tensor = tensor[i]
             return _to_scipy(tensor) if tensor.layout != torch.strided else tensor.detach().double().numpy()
 
-        names = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
-        given = {name: pick(name, x) for name, x in zip(names, problem.tensors(), strict=True)}
+        given = {name: pick(name, x) for name, x in zip(NAMES[:8], problem.tensors(), strict=False)}
         n, eye = problem.n, sparse.identity(problem.n, format="csc")
         Q, q = given.pop("Q"), given.pop("q")
         if isinstance(problem.Q, Diagonal):

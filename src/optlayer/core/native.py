@@ -60,7 +60,7 @@ def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
 
 SLOTS = {name: SIZE // 8 - 2 * (len(TENSORS) - i) for i, name in enumerate(TENSORS)}
 """Where the address of a tensor is in Args, counted in words of eight bytes; its stride is in the next word."""
-DATA_SLOTS = tuple(SLOTS[name] for name in NAMES)
+DATA_SLOTS = tuple(SLOTS[name] for name in NAMES if name in SLOTS)
 
 
 class Plan:
@@ -100,13 +100,16 @@ class Plan:
         self.z = (*structure.shape, n), _contiguous((*structure.shape, n))
         row, residuals = columns + 3 + 8 // size, ("primal_residual", "dual_residual", "gap")
         self.block = (batch, row), (row, 1)
-        self.block_slots = self._parts((*PARTS, *residuals), (*widths, 1, 1, 1), row, size)
+        names = (*PARTS[: len(widths)], *residuals)
+        self.block_slots = self._parts(names, (*widths, 1, 1, 1), row, size)
         self.block_slots += [(SLOTS["status"], (columns + 3) * size), (SLOTS["iterations"], (columns + 3) * size + 4)]
         self._strides(("z",), n)
         self._strides(("status", "iterations"), row * size // 4)
-        parts = (n, *widths[1:])
+        names, parts = ADJOINT, structure.adjoint_widths
+        if structure.two_sided:
+            names, parts = (names[0], names[1], "v_lower", *names[2:]), (n, p, p, *parts[2:])
         self.v = batch * sum(parts)
-        self.v_slots = self._parts(ADJOINT, parts, sum(parts), size)
+        self.v_slots = self._parts(names, parts, sum(parts), size)
         inner = {"n": n, "m": m, "p": p}
         self.sizes = [math.prod(inner[letter] for letter in form) for form in structure.forms]
 

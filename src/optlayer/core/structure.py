@@ -31,12 +31,12 @@ DIAGONAL = Kind("diagonal", 1)
 CSR = Kind("sparse", 2)
 """torch's sparse tensor, shared by the batch."""
 
-NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
+NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub", "h_lower")
 """The tensors of a problem, in the order that all of the package uses."""
 MATRICES = (0, 2, 4)
 """Where the matrices are among them."""
-PARTS = ("s", "lam", "nu", "lam_lb", "lam_ub")
-"""The parts of a point beside z, in the order of `Structure.widths`."""
+PARTS = ("s", "lam", "nu", "lam_lb", "lam_ub", "lam_lower")
+"""The parts of a point beside z, in the order of `Structure.widths`; the last where rows have lower sides."""
 
 
 class Structure:
@@ -49,18 +49,18 @@ class Structure:
         kinds: of Q, G and A.
         dtype, device: of all tensors, as the array library calls them.
         ranks: dimensions of the tensors without the batch, in the order of NAMES.
-        widths: columns of s, lam, nu, lam_lb and lam_ub.
+        widths: columns of s, lam, nu, lam_lb and lam_ub, and of lam_lower where rows have two sides.
     """
 
     __slots__ = ("batch", "device", "dtype", "kinds", "m", "n", "p", "plans", "ranks", "shape", "widths")
 
     def __init__(
         self, n: int, m: int, p: int, shape: Sequence[int], kinds: tuple[Kind, Kind, Kind] = (DENSE, DENSE, DENSE), *,
-        lower: bool, upper: bool, dtype: Any, device: Any,
+        lower: bool, upper: bool, two_sided: bool = False, dtype: Any, device: Any,
     ) -> None:  # fmt: skip
         self.n, self.m, self.p, self.kinds = n, m, p, kinds
-        self.ranks = (kinds[0].rank, 1, kinds[1].rank, 1, kinds[2].rank, 1, 1, 1)
-        self.widths = (p, p, m, n if lower else 0, n if upper else 0)
+        self.ranks = (kinds[0].rank, 1, kinds[1].rank, 1, kinds[2].rank, 1, 1, 1, 1)
+        self.widths = (p, p, m, n if lower else 0, n if upper else 0, *([p] if two_sided else []))
         self.dtype, self.device = dtype, device
         self.plans: dict[Any, Any] = {}
         self._set_shape(shape)
@@ -69,7 +69,7 @@ class Structure:
     def forms(self) -> tuple[str, ...]:
         """The sizes of each tensor without the batch, as letters."""
         Q, G, A = (kind.rank for kind in self.kinds)
-        return "nn"[:Q], "n", "pn"[-G:], "p", "mn"[-A:], "m", "n", "n"
+        return "nn"[:Q], "n", "pn"[-G:], "p", "mn"[-A:], "m", "n", "n", "p"
 
     def _set_shape(self, shape: Sequence[int]) -> None:
         self.shape, size = tuple(shape), 1
@@ -81,6 +81,22 @@ class Structure:
     def members(self) -> int:
         """Problems to be solved: one where there is no batch."""
         return 1 if self.batch is None else self.batch
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether the rows of G have lower sides."""
+        return len(self.widths) == len(PARTS)
+
+    @property
+    def row_widths(self) -> tuple[int, ...]:
+        """Columns of the multipliers of the rows of G: of the upper sides, and of the lower ones if there are any."""
+        return (self.p, self.p) if self.two_sided else (self.p,)
+
+    @property
+    def adjoint_widths(self) -> tuple[int, ...]:
+        """Columns of a right-hand side: z, the sides of the rows (all upper ones first), nu, lam_lb, lam_ub."""
+        _, p, m, lower, upper, *below = self.widths
+        return self.n, p + sum(below), m, lower, upper
 
     @property
     def diagonal(self) -> bool:
@@ -120,7 +136,7 @@ class Names:
         return f"z[{i}]" if self.variables is None else f"{self.variables[i]} (z[{i}])"
 
     def row(self, matrix: str) -> Callable[[int], str]:
-        """What the rows of G or A are called."""
-        given = self.inequalities if matrix == "G" else self.equalities
-        relation = "G z <= h" if matrix == "G" else "A z = b"
+        """What the rows are called: those of "G" and "A", and of G as lower sides ("below")."""
+        given = self.equalities if matrix == "A" else self.inequalities
+        relation = {"G": "G z <= h", "below": "h_lower <= G z", "A": "A z = b"}[matrix]
         return lambda i: f"row {i} of {relation}" if given is None else f"{given[i]} (row {i} of {relation})"
