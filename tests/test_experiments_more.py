@@ -113,6 +113,11 @@ def test_speed_measures_everything_once(tmp_path: Path) -> None:
     assert (tmp_path / "measurements.json").read_text() == before  # nothing was measured again
 
 
+def test_the_least_ratio_counts_products_and_factors() -> None:
+    assert speed.least_ratio(10, 0, 10**9) == pytest.approx(4)
+    assert speed.least_ratio(90, 30, 120) == pytest.approx(4 + 2 / 3 * 90 / 120 + 30**3 / 3 / (2 * 90**2))
+
+
 def test_speed_lists_absent_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("gurobipy", "qpth", "qpth.qp"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -382,6 +387,17 @@ def test_the_page_holds_every_experiment_with_results(tmp_path: Path) -> None:
     commit = json.loads((tmp_path / "speed" / "config.json").read_text())["machine"]["commit"]
     if commit:
         assert f"commit {commit}" in text
+
+
+def test_the_page_in_the_documentation_is_made_from_its_results(tmp_path: Path) -> None:
+    """Every number in it; and every picture it shows is there."""
+    kept = ROOT / "docs" / "results"
+    made = report.write(kept, tmp_path, found()).read_text()
+    assert made == (ROOT / "docs" / "experiments.md").read_text(), "`optlayer report docs/results docs` writes it"
+    pictures = re.findall(r"\]\((img/[^)]+)\)", made)
+    assert all((ROOT / "docs" / picture).exists() for picture in pictures)
+    for path in kept.rglob("*.json"):
+        assert (tmp_path / "results" / path.relative_to(kept)).read_bytes() == path.read_bytes()
 
 
 def test_command_repeats_the_options() -> None:

@@ -661,7 +661,10 @@ def shown(value: Any, digits: int = 4) -> str:
 def spread(values: list[float], digits: int = 3) -> str:
     """Mean and, where there are several, standard deviation of what the seeds gave, as text."""
     mean = f"{float(np.mean(values)):.{digits}g}"
-    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
+    if len(values) < 2:
+        return mean
+    deviation = float(np.std(values, ddof=1))
+    return f"{mean} ± {deviation if deviation > 1e-12 * abs(np.mean(values)) else 0:.2g}"  # equal values, rounded
 
 
 def facts(pairs: list[tuple[str, str]]) -> Table:

@@ -22,7 +22,14 @@ runs them all and writes this page from their results, and from nothing else; `-
 ```bash
 optlayer paper --report docs
 ```
+
+What is finished is not run again, and what was interrupted goes on. Every section says which command, seeds, machine
+and commit its numbers are from; they are kept in `docs/results`, from which `optlayer report docs/results docs` writes
+the page again. Durations are by the clock, beside whatever else the machine did; only figs. 1 and 2 measure time.
 """
+
+KEPT = ("config.json", "results.json")
+"""What the page is made from."""
 
 
 def option(name: str, value: Any) -> list[str]:
@@ -65,10 +72,19 @@ def provenance(name: str, module: ModuleType, folder: Path) -> str:
     return f"```bash\n{command(name, module, options)}\n```\n\n*{' · '.join(facts)}*"
 
 
+def copy(file: Path, target: Path) -> None:
+    """Copy a file to where it may be already."""
+    if file.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
 def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
     """Write `experiments.md` and `img/experiments/` into `docs`, from the run folders `runs/NAME`.
 
-    An experiment without results is left out; one of several runs keeps them in folders below its own.
+    An experiment of several runs keeps them in folders below its own. Options and results are copied to
+    `docs/results`; those that lie there already stand for an experiment of which `runs` has none. Without either it is
+    left out.
 
     Raises:
         Mistake: there are no results at all.
@@ -76,16 +92,17 @@ def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
     sections: list[str] = []
     table: list[Row] = []
     for name, module in modules.items():
-        folders = sorted(path.parent for path in (runs / name).rglob("results.json"))
-        if not folders:
+        base = next((base for base in (runs, docs / "results") if any((base / name).rglob("results.json"))), None)
+        if base is None:
             continue
-        table += module.compare(runs / name) if hasattr(module, "compare") else []
-        sections.append(module.report(runs / name).strip())
+        folders = sorted(path.parent for path in (base / name).rglob("results.json"))
+        table += module.compare(base / name) if hasattr(module, "compare") else []
+        sections.append(module.report(base / name).strip())
         sections += [provenance(name, module, folder) for folder in folders]
+        for each in (folder / file for folder in folders for file in KEPT):
+            copy(each, docs / "results" / each.relative_to(base))
         for picture in sorted((runs / name).rglob("*.png")):
-            target = docs / "img" / "experiments" / f"{name}-{picture.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, target)
+            copy(picture, docs / "img" / "experiments" / f"{name}-{picture.name}")
     if not sections:
         raise Mistake(f"There are no results in {runs}: `optlayer paper --out {runs}` makes them.")
     page = docs / "experiments.md"

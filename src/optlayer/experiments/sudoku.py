@@ -251,7 +251,7 @@ def draw_curves(rows: list[Row]) -> Any:
     axes[0].set_title("mean squared error", fontsize=10)
     axes[1].set_title("share of wrong cells", fontsize=10)
     axes[2].set_title("share of boards with a wrong cell", fontsize=10)
-    axes[2].legend(fontsize=8)
+    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return picture
 
 
