@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import optlayer
-from optlayer.experiments.harness import without_page
+from optlayer.experiments.pictures import without_page
 
 # min ½(z − c)²  s.t.  z ≤ 0
 c = torch.linspace(-2, 2, 401, dtype=torch.float64).unsqueeze(-1).requires_grad_()
