@@ -3,8 +3,8 @@
     python -m benchmarks.border
 
 The floor is an autograd function that takes the same tensors, returns two tensors of the same sizes and saves all of
-them, without doing anything else. The median of some rounds, microseconds; other processes hardly matter, since only the
-time of this thread counts.
+them, without doing anything else. The median of some rounds, microseconds; other processes hardly matter, since only
+the time of this thread counts.
 """
 
 from __future__ import annotations
