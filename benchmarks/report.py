@@ -20,7 +20,7 @@ import typer
 from benchmarks.accuracy import GRADIENT, SOLUTION, gradient_error, gradient_is_correct, solution_is_correct
 from benchmarks.peers import PEERS
 from benchmarks.workloads import WORKLOADS
-from optlayer.experiments.harness import without_page
+from optlayer.experiments.pictures import without_page
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import optlayer
+from optlayer.experiments.pictures import without_page
 
 # min ½(z − c)²  s.t.  z ≤ 0
 c = torch.linspace(-2, 2, 401, dtype=torch.float64).unsqueeze(-1).requires_grad_()
@@ -26,4 +27,4 @@ for axes, title in ((left, "z = min(c, 0)"), (right, "the gradient dz/dc")):
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 target = Path(__file__).parent / "pictures" / "smoothed-gradient.png"
-figure.savefig(target, dpi=110)
+without_page(figure).savefig(target, dpi=110)

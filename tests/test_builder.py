@@ -101,6 +101,18 @@ def test_gradients_of_everything(term: str) -> None:
     assert torch.autograd.gradcheck(z, inputs, atol=1e-5)
 
 
+def test_rows_have_two_sides_and_may_come_between_terms() -> None:
+    n = 4
+    y, G = normal(5, n), normal(2, n)
+    low, high = -0.1 * torch.ones(2, dtype=F64), torch.tensor([0.1, torch.inf], dtype=F64)
+    build = nn.Builder(torch.eye(n, dtype=F64), -y, G[:1], h_lower=low[:1]).add_abs(0.3).add_rows(G, high, low)
+    z = build.add_max(0.2).solve()
+    one_sided = nn.Builder(torch.eye(n, dtype=F64), -y).add_rows(-G, -low).add_max(0.2).add_rows(G[:1], high[:1])
+    close(z, one_sided.add_abs(0.3).solve())
+    assert (z @ G.mT >= low - 1e-9).all()
+    assert ((z @ G.mT)[:, 0] <= 0.1 + 1e-9).all()
+
+
 def test_a_batch_may_come_late() -> None:
     """Where only a term has a batch, the answer has it."""
     y, g = normal(5), normal(3, 5)

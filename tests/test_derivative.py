@@ -97,6 +97,12 @@ def test_first_and_second_derivatives_of_everything(batched: str) -> None:
     checked(draw(batched, n=3), BACKENDS[0])
 
 
+def test_first_and_second_derivatives_by_every_backend(backend: str) -> None:
+    """Of a small problem: `gradgradcheck` asks some hundred times."""
+    data = draw("", "Gl", n=2)
+    checked({name: data[name] for name in ("q", "G", "h", "lb")} | {"Q": data["Q"]}, backend)
+
+
 @pytest.mark.parametrize("batched", ["", "Q q"])
 def test_diagonal_Q(batched: str) -> None:
     checked(draw(batched, diagonal=True, n=3), BACKENDS[0], diagonal=True)

@@ -127,16 +127,19 @@ class _Eager(torch.autograd.Function):
         return point.shaped, point.block
 
     @staticmethod
-    @_full_precision
     def backward(ctx: Any, g_z: Tensor | None, g_block: Tensor | None) -> tuple[Tensor | None, ...]:
         if g_z is None and g_block is None:
             return (None,) * (3 + DATA)
         *tensors, z, block = ctx.saved_tensors
         call: Call = ctx.call
-        point = Point(z, block, *ctx.others)
+        point, need = Point(z, block, *ctx.others), ctx.needs_input_grad[3:]
         if g_block is not None:
             g_block = g_block.narrow(-1, 0, sum(point.widths))
-        grads = pullback(call, tensors, point, g_z, g_block, ctx.needs_input_grad[3:])
+        if _torch.autocast_enabled():
+            with torch.autocast(call.structure.device.type, enabled=False):
+                grads = pullback(call, tensors, point, g_z, g_block, need)
+        else:
+            grads = pullback(call, tensors, point, g_z, g_block, need)
         if not _torch.graph_is_kept():
             ctx.others = None
         return (None, None, None, *grads)

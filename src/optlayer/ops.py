@@ -8,6 +8,7 @@ name; it is chosen when the graph runs. Eager calls never come here: an operator
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ from optlayer.problem import check as check_problem
 _DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor? h_lower"
 _POINT = "Tensor z, Tensor rest, Tensor counts, Tensor residuals, Tensor factor"
 _RHS = "Tensor r_z, Tensor r_lam, Tensor r_nu, Tensor r_lb, Tensor r_ub"
-_OPTIONS = (
-    "bool diagonal, float? tolerance, int max_iterations, bool polish, str gradient, float smoothing, str backend, "
-    "bool check, bool keep_factor"
-)
-OPTIONS = 9
+_TYPES = {"float | None": "float?", "int": "int", "bool": "bool", "float": "float"}  # others are words
+_SETTINGS = [f"{_TYPES.get(str(field.type), 'str')} {field.name}" for field in fields(Settings)]
+_NAMES = tuple(field.name for field in fields(Settings))
+_OPTIONS = ", ".join(["bool diagonal", *_SETTINGS, "str backend", "bool check", "bool keep_factor"])
+OPTIONS = 4 + len(_SETTINGS)
 
 # Outputs of solve: Point, its factor (one tensor of bytes, empty: none), and the relaxed point (empty: not smoothed).
 _RETURNS = ", ".join(["Tensor"] * (2 * VALUES + VERDICT + 1))
@@ -38,20 +39,17 @@ torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTI
 
 def _options(call: Call, keep_factor: bool) -> tuple[Any, ...]:
     """The plain arguments of a call."""
-    x, diagonal = call.settings, call.structure.diagonal
     name = call.engine if isinstance(call.engine, str) else call.engine.name
-    return (
-        diagonal, x.tolerance, x.max_iterations, x.polish, x.gradient, x.smoothing, name, call.check, keep_factor,
-    )
+    settings = [getattr(call.settings, name) for name in _NAMES]
+    return (call.structure.diagonal, *settings, name, call.check, keep_factor)
 
 
 def call_of(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
     """The call of flat arguments; its backend stays a name."""
-    diagonal, tolerance, max_iterations, polish, gradient, smoothing, backend, check, _ = chosen
-    settings = Settings(tolerance, max_iterations, polish, gradient, smoothing)
+    diagonal, *settings, backend, check, _ = chosen
     Q, *rest = tensors
     structure = check_problem(matrices.wrap(DIAGONAL if diagonal else DENSE, Q), *rest).structure
-    return Call(structure, settings, backend, check, _torch.transformed())
+    return Call(structure, Settings(*settings), backend, check, _torch.transformed())
 
 
 def _split(args: Sequence[Any]) -> tuple[Call, Sequence[Any], Point, Adjoint]:

@@ -69,7 +69,7 @@ def fill_data(words: array[int], plan: Plan, problem: Problem, keep: list[Tensor
         if x is not None:
             if x.is_contiguous() and not x.is_neg():
                 words[slot] = address(x)
-                if x.dim() > rank:
+                if x.ndim > rank:
                     words[slot + 1] = size
             else:
                 words[slot], words[slot + 1] = _placed(x, rank, keep)

@@ -238,11 +238,13 @@ def pullback(
     words, v = _adjoint(problem, settings, point, kept)
     grads: list[Tensor | None] = [None] * len(need)
     to = _NO_GRADIENTS[:]
-    for i, (x, needed, rank) in enumerate(zip(problem.tensors(), need, structure.ranks)):  # noqa: B905
-        if needed and x is not None:
+    tensors = problem.tensors()
+    for i in range(len(need)):
+        x = tensors[i] if need[i] else None
+        if x is not None:
             grads[i] = grad = _empty_gradient(core, x)
             to[2 * i] = args.address(grad)
-            if grad.dim() > rank:
+            if grad.dim() > structure.ranks[i]:
                 to[2 * i + 1] = grad.stride(0)
     if grad_z.is_neg() or not grad_z.is_contiguous():
         grad_z = grad_z.resolve_neg().contiguous()

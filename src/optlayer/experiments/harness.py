@@ -1,7 +1,8 @@
-"""What the experiments share: the run folder, the training loop, the progress bar, pictures and tables.
+"""What the experiments share: the run and its folder, its processes, the training loop.
 
 Devices, processes and checkpoints are Lightning Fabric's business. Started by `torchrun`, the same commands train
-data-parallel: `batch` is the global batch, each process takes its share of it.
+data-parallel: `batch` is the global batch, each process takes its share of it. Files, the machine, the terminal and
+pictures have modules of their own, whose names are here, too.
 """
 
 from __future__ import annotations
@@ -11,121 +12,44 @@ import csv
 import gc
 import itertools
 import json
-import math
 import os
-import platform
 import re
 import shlex
-import subprocess
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import numpy as np
 import torch
-import typer
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
-from rich.text import Text
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 
-import optlayer
+from optlayer.experiments.files import Mistake, Row, positive, publish, read_json, read_metrics, read_npz
+from optlayer.experiments.machine import commit, machine, processor
+from optlayer.experiments.pictures import COLOURS, INK, curves, epochs_axis, figure, heat, without_page
+from optlayer.experiments.screen import bar, console, facts, markdown, shown, spread, stoppable, table
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
+__all__ = [
+    "COLOURS", "INK", "Data", "Job", "Mistake", "Row", "Run", "bar", "before", "best_epoch", "check_resume", "commit",
+    "console", "constant", "cosine", "curves", "epochs_axis", "evaluate", "facts", "figure", "heat", "load", "machine",
+    "markdown", "means", "positive", "processor", "publish", "read_json", "read_metrics", "read_npz", "result",
+    "resumed", "rows", "save", "shown", "spread", "stoppable", "table", "train", "warm", "without_page",
+]  # fmt: skip
+
 PLACES = {"out", "resume", "accelerator", "devices"}
 """Options that say where to run, not what."""
 Measures = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """From outputs and targets of B examples to named figures, each of shape (B,)."""
 
-INK = "#808080"
-"""Of text, axes and what stands for the truth: as readable on a dark page as on a white one."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-"""Distinguishable by colour-blind readers too (Okabe and Ito)."""
-
-
-# --- mistakes -------------------------------------------------------------------------------------------------------
-
-
-class Mistake(Exception):
-    """What whoever started the run can mend, in one sentence; on the command line it ends with exit code 2."""
-
-
-def positive(value: float | None) -> float | None:
-    """The callback of an option that is a finite number above zero."""
-    if value is not None and not 0 < value < math.inf:
-        raise typer.BadParameter(f"{value} is not a number above 0.")
-    return value
-
-
-def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path` and give it that name: whoever reads sees the old file or the new one.
-
-    Raises:
-        Mistake: the file cannot be written; what was there before is still there.
-    """
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())  # or a crash of the machine may leave an empty file with the new name
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch calls a full disk a RuntimeError
-        with suppress(OSError):
-            beside.unlink()
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise Mistake(f"{path} cannot be written ({why}); what was there before is kept.") from error
-
-
-def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of an npz file.
-
-    Raises:
-        Mistake: there is no such file, it is none, it lacks an array, or one holds Python objects.
-    """
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise Mistake(f"{path} is no npz file: it holds a single array.")
-        with file:
-            absent = [name for name in names if name not in file]
-            if absent:
-                raise Mistake(f"{path} lacks the array `{absent[0]}`; it holds {', '.join(file) or 'none'}.")
-            return [file[name] for name in names]
-    except FileNotFoundError:
-        raise Mistake(f"There is no file {path}.") from None
-    except ValueError as error:
-        if "pickle" in str(error) and zipfile.is_zipfile(path):
-            raise Mistake(f"{path} holds Python objects, which are not loaded: save arrays of numbers.") from None
-        raise Mistake(f"{path} is no npz file.") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise Mistake(f"{path} cannot be read as an npz file ({error}).") from None
-
 
 # --- the run and its folder -----------------------------------------------------------------------------------------
-
 
 NOTE = (
     "A model is the one of its best epoch, by the loss on validation examples or, without them, in training; its"
@@ -304,43 +228,6 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def machine(device: torch.device) -> Row:
-    """What the times depend on."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "optlayer": optlayer.__version__,
-        "commit": commit(),
-    }
-
-
-def processor() -> str:
-    """Its name; Linux tells it in a file only."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of this file's repository, with a mark if files differ from it; None when it lies in none."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:  # an installed package may lie in another's repository
-        return None
-    return (git("describe", "--always", "--dirty") or "").strip() or None
-
-
 def resumed(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The options of the run in `folder`, to call the same experiment again and continue there."""
     return options | read_json(folder / "config.json")["options"] | {"out": folder, "resume": None}
@@ -363,33 +250,6 @@ def check_resume(name: str, folder: Path, given: dict[str, Any]) -> None:
         if key in found["options"] and found["options"][key] != json.loads(json.dumps(value, default=str)):
             flag = "--" + key.replace("_", "-")
             raise Mistake(f"A run is continued with its own options: in {folder}, {flag} is {found['options'][key]}.")
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        Mistake: there is no such file, or it is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise Mistake(f"{path} is damaged ({error}).") from None
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of `metrics.csv`, numbers as numbers."""
-
-    def value(text: str) -> Any:
-        try:
-            return float(text) if text else None
-        except ValueError:
-            return text
-
-    with (folder / "metrics.csv").open() as file:
-        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -458,8 +318,8 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
         for x, y in zip(inputs.split(batch), targets.split(batch), strict=True):
-            for key, figure in measures(model(x.to(fabric.device)), y.to(fabric.device)).items():
-                sums[key] = sums.get(key, 0) + figure.double().sum()
+            for key, values in measures(model(x.to(fabric.device)), y.to(fabric.device)).items():
+                sums[key] = sums.get(key, 0) + values.double().sum()
     model.train(was_training)
     return means(fabric, sums, len(data[0]))
 
@@ -569,8 +429,8 @@ def train(run: Run, job: Job, data: Data, progress: Progress | None = None) -> l
                 fabric.clip_gradients(model, optimizer, max_norm=job.clip)
             optimizer.step()
             scheduler.step()
-            for key, figure in figures.items():
-                sums[key] = sums.get(key, 0) + figure.detach().double().sum()
+            for key, values in figures.items():
+                sums[key] = sums.get(key, 0) + values.detach().double().sum()
             seen += len(indices)
             if progress and task is not None:
                 progress.update(task, advance=1, loss=loss.item())
@@ -600,182 +460,3 @@ def result(run: Run, job: Job, data: Data, **more: Any) -> Row:
 def rows(jobs: list[Job]) -> list[Row]:
     """The histories of several jobs as one list."""
     return [row for job in jobs for row in job.history]
-
-
-# --- telling and showing --------------------------------------------------------------------------------------------
-
-
-def console(quiet: bool = False) -> Console:
-    """The terminal or, where there is none, a stream whose lines are as long as they are."""
-    made = Console(quiet=quiet)
-    return made if made.is_terminal else Console(quiet=quiet, width=10_000, highlight=False)
-
-
-@contextmanager
-def stoppable(run: Run) -> Iterator[None]:
-    """Ctrl-C within says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.say("")
-        if run.resumable:
-            run.say(f"Stopped; what is finished is kept. To go on: {run.resume_command}")
-        else:
-            run.say("Stopped.")
-        raise
-
-
-class _Loss(ProgressColumn):
-    """The loss of the last step, always as wide, so that the bar stays where it is."""
-
-    def render(self, task: Task) -> Text:
-        loss = task.fields.get("loss")
-        return Text("" if loss is None else f"loss {loss:.2e}".rjust(13))
-
-
-@contextmanager
-def bar(run: Run) -> Iterator[Progress]:
-    """A progress bar for the jobs of a run, in a line that never breaks; without a terminal, none.
-
-    The line leaves room for the ^C that a terminal shows; a full one would break there, and stand twice.
-    """
-    width = run.console.width
-    more: list[ProgressColumn] = [_Loss(table_column=Column(width=13, no_wrap=True))] if width >= 70 else []
-    more += [BarColumn(bar_width=20)] if width >= 100 else []
-    more += [MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    taken = 34 + 14 * (width >= 70) + 21 * (width >= 100)  # by the other columns, and ^C
-    name = Column(width=max(8, min(44, width - taken)), no_wrap=True, overflow="ellipsis")
-    columns = [TextColumn("{task.description}", justify="left", table_column=name), *more]
-    silent = not run.first or not run.console.is_terminal
-    with stoppable(run), Progress(*columns, console=run.console, disable=silent) as progress:
-        yield progress
-
-
-def shown(value: Any, digits: int = 4) -> str:
-    """A value of a results table as text."""
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return "–" if value is None else str(value)
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and, where there are several, standard deviation of what the seeds gave, as text."""
-    mean = f"{float(np.mean(values)):.{digits}g}"
-    if len(values) < 2:
-        return mean
-    deviation = float(np.std(values, ddof=1))
-    return f"{mean} ± {deviation if deviation > 1e-12 * abs(np.mean(values)) else 0:.2g}"  # equal values, rounded
-
-
-def facts(pairs: list[tuple[str, str]]) -> Table:
-    """Names and values, one below another."""
-    made = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 0, 0, 2))
-    for pair in pairs:
-        made.add_row(*map(escape, pair))
-    return made
-
-
-class table:
-    """A table for the terminal that never cuts a value: where it is too wide, each row becomes a block of lines.
-
-    Without a terminal it is text in columns.
-    """
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.columns = list(dict.fromkeys(key for row in rows for key in row))
-        self.names = [key.replace("_", " ") for key in self.columns]
-        self.rows = [[shown(row.get(key), 3) for key in self.columns] for row in rows]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not console.is_terminal:
-            lines = [self.names, *self.rows]
-            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-            for line in lines:
-                yield Text("  ".join(map(str.ljust, line, widths)).rstrip())
-            return
-        made = Table(*(Column(name.replace(" ", "\n"), no_wrap=True) for name in self.names))
-        for row in self.rows:
-            made.add_row(*map(escape, row))
-        if console.measure(made, options=options.update_width(10_000)).maximum <= options.max_width:
-            yield made
-            return
-        for row in self.rows:
-            yield Text(row[0], style="bold")
-            yield facts([pair for pair in zip(self.names[1:], row[1:], strict=True) if pair[1] != "–"])
-
-
-def markdown(rows: list[Row]) -> str:
-    """A table for a document."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [[key.replace("_", " ") for key in columns], ["---"] * len(columns)]
-    lines += [[shown(row.get(key)) for key in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def figure(width: float = 8, height: float = 3.5, columns: int = 1, rows: int = 1, **more: Any) -> Any:
-    """A figure and its axes, drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made, made.subplots(rows, columns, **more)
-
-
-def without_page(figure: Figure) -> Figure:
-    """The figure, fit for a page of any colour: what is black becomes grey, the background transparent."""
-    from matplotlib.colors import same_color
-    from matplotlib.legend import Legend
-    from matplotlib.lines import Line2D
-    from matplotlib.spines import Spine
-    from matplotlib.text import Text
-
-    drawn: list[Any] = [*figure.findobj(Line2D), *figure.findobj(Text)]
-    for each in drawn:
-        if same_color(each.get_color(), "black"):
-            each.set_color(INK)
-    for spine in figure.findobj(Spine):
-        spine.set_edgecolor(INK)
-    for legend in figure.findobj(Legend):
-        legend.get_frame().set_alpha(0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-        axes.tick_params(which="both", color=INK, labelcolor=INK)  # ticks come into being when they are drawn
-    figure.patch.set_alpha(0)
-    return figure
-
-
-def epochs_axis(axis: Any) -> None:
-    """A horizontal axis of epochs: ticks are whole numbers."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("epoch")
-
-
-def curves(axis: Any, rows: list[Row], measure: str, splits: tuple[str, ...] = ("train", "test")) -> None:
-    """One line per model, seed and split; a colour per model, training dashed. A single epoch is a dot."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
-        mine = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
-        first = seed == min(row["seed"] for row in rows if row["model"] == model)
-        for split in splits:
-            axis.plot(
-                [row["epoch"] for row in mine],
-                [row[f"{split}_{measure}"] for row in mine],
-                color=COLOURS[models.index(model) % len(COLOURS)],
-                linestyle="-" if split == "test" else "--",
-                marker="o" if len(mine) < 5 else None,
-                markersize=4,
-                alpha=1.0 if first else 0.5,
-                label=f"{model}, {split}" if first else None,
-            )
-    epochs_axis(axis)
-    axis.set_ylabel(measure.replace("_", " "))
-    axis.grid(alpha=0.3)
-
-
-def heat(axis: Any, matrix: Tensor, limit: float) -> None:
-    """A matrix as colours from −limit to limit, with a bar that tells them."""
-    image = axis.imshow(matrix.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-    axis.figure.colorbar(image, ax=axis, shrink=0.8)

@@ -16,7 +16,7 @@ __all__ = ["Builder"]
 class Builder:
     """A quadratic program to which piecewise-linear terms are added, one by one.
 
-        minimise ½ zᵀQz + qᵀz + Σ terms  subject to  A z = b, G z ≤ h, lb ≤ z ≤ ub, and limits
+        minimise ½ zᵀQz + qᵀz + Σ terms  subject to  A z = b, h_lower ≤ G z ≤ h, lb ≤ z ≤ ub, and limits
 
     Each term brings variables t of its own, with rows that keep them above what they stand for: `t ≥ |F z − g|` is
     `F z − t ≤ g` and `−F z − t ≤ −g`. Where a term's weight is positive, t is equal to it at the solution, and the
@@ -24,7 +24,7 @@ class Builder:
     differentiated like everything else.
 
     Args:
-        Q, q, G, h, A, b, lb, ub: as in `optlayer.solve`; Q is a tensor or a `Diagonal`.
+        Q, q, G, h, A, b, lb, ub, h_lower: tensors as in `optlayer.solve`; Q is a tensor or a `Diagonal`.
 
     Every method returns the builder itself, so that terms can be chained.
 
@@ -34,12 +34,15 @@ class Builder:
     def __init__(
         self, Q: Tensor | Diagonal, q: Tensor, G: Tensor | None = None, h: Tensor | None = None,
         A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
+        *, h_lower: Tensor | None = None,
     ) -> None:
         if not isinstance(Q, (Tensor, Diagonal)):
             raise TypeError(f"Q is a tensor or a Diagonal here, not {type(Q).__name__}")
         self.variables = q.shape[-1]
         self.Q, self.q, self.A, self.b, self.lb, self.ub = Q, q, A, b, lb, ub
-        self.G, self.h = G, h
+        self.G, self.h, self.h_lower = G, h, h_lower
+        if G is not None and h is None:
+            self.h = q.new_full((G.shape[-2],), torch.inf)
 
     def add_abs(self, weight: float | Tensor = 1.0, F: Tensor | None = None, g: Tensor | None = None) -> Builder:
         """Add `Σᵢ weightᵢ |F z − g|ᵢ`, a weighted 1-norm; F is the identity and g zero by default.
@@ -85,16 +88,18 @@ class Builder:
         Args:
             options: `settings`, `backend`, `check`, `names` for `optlayer.solve`.
         """
-        return solve(self.Q, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub, **options)
+        sides = (self.G, self.h, self.A, self.b, self.lb, self.ub)
+        return solve(self.Q, self.q, *sides, h_lower=self.h_lower, **options)
 
     def solve(self, **options: Unpack[Options]) -> Tensor:
         """The minimiser z `(…, n)`; options as for `solution`."""
         return self.solution(**options).z[..., : self.variables]
 
-    def add_rows(self, G: Tensor, h: Tensor) -> Builder:
-        """Demand `G z ≤ h`, G `(…, k, n)` and h `(…, k)`."""
+    def add_rows(self, G: Tensor, h: Tensor, h_lower: Tensor | None = None) -> Builder:
+        """Demand `h_lower ≤ G z ≤ h`, G `(…, k, n)`, h and h_lower `(…, k)`."""
         G, h = self._affine(G, h)
-        self._rows(G, self.q.new_zeros(1, self.q.shape[-1] - self.variables).expand(h.shape[-1], -1), h)
+        new = self.q.new_zeros(h.shape[-1], self.q.shape[-1] - self.variables)
+        self._rows(G, new, h, None if h_lower is None else self._affine(G, h_lower)[1])
         return self
 
     # --- what the terms are made of
@@ -129,9 +134,14 @@ class Builder:
             self.ub = _beside(self.ub, self.q.new_full((k,), torch.inf))
         return torch.eye(k, self.q.shape[-1] - self.variables).to(self.q).roll(-k, 1)
 
-    def _rows(self, F: Tensor, T: Tensor, h: Tensor) -> None:
-        """Append the rows F z + T t ≤ h, with t all new variables."""
+    def _rows(self, F: Tensor, T: Tensor, h: Tensor, h_lower: Tensor | None = None) -> None:
+        """Append the rows h_lower ≤ F z + T t ≤ h, with t all new variables."""
         rows = _beside(F, T)
+        if self.h_lower is not None or h_lower is not None:
+            none = self.q.new_full((1,), -torch.inf)
+            below = none.expand(h.shape[-1]) if h_lower is None else h_lower
+            before = none.expand(0 if self.h is None else self.h.shape[-1]) if self.h_lower is None else self.h_lower
+            self.h_lower = _beside(before, below)
         self.G = rows if self.G is None else torch.cat(_alike(self.G, rows, 2), -2)
         self.h = h if self.h is None else _beside(self.h, h)
 

@@ -88,8 +88,7 @@ class Portfolio(Layer):
         if self.groups is not None:
             groups = self.groups.to(returns)
             limits = returns.new_ones(len(groups))
-            build.add_rows(groups, like(self.most, returns) * limits)
-            build.add_rows(-groups, -like(self.least, returns) * limits)
+            build.add_rows(groups, like(self.most, returns) * limits, like(self.least, returns) * limits)
         if self.G is not None and self.h is not None:
             build.add_rows(self.G.to(returns), self.h.to(returns))
         if self.trades:
