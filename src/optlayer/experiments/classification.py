@@ -168,7 +168,7 @@ def draw_curves(rows: list[Row]) -> Any:
         axis.grid(alpha=0.3, which="both")
     axes[0].set_title("negative log-likelihood", fontsize=10)
     axes[1].set_title("share of wrong digits", fontsize=10)
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return picture
 
 
