@@ -85,8 +85,9 @@ def test_first_and_second_derivatives_against_differences(backend: str) -> None:
 
     sol = solve(**data, backend=backend)
     assert (sol.lam_lower > 0).any()
-    assert torch.autograd.gradcheck(outputs, leaves, atol=1e-6, rtol=1e-5, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(outputs, leaves, atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradcheck(outputs, leaves, atol=1e-6, rtol=1e-5, check_forward_ad=backend == "cpu")
+    if backend == "cpu":  # of the formulas, which all backends share; each asks some hundred times
+        assert torch.autograd.gradgradcheck(outputs, leaves, atol=1e-5, rtol=1e-4)
 
 
 def test_smoothed_gradient_is_that_of_the_rows_twice() -> None:
