@@ -408,8 +408,9 @@ All models train with AdamW, {options["batch"]} signals a step, rates that decay
 layers (3 times that for the random start) and {options["fc_rate"]} for the network, which has {options["fc_hidden"]}
 hidden units; {options["epochs"]} and {options["fc_epochs"]} epochs. The paper's random start has a fixed λ and a
 penalty; ours learns λ, too. After the first lesson, which takes seconds, {100 * min(sparse):.1f} % of the energy of the
-rows is in two samples, with every seed; that is what stands under *before* in the picture of D. *Guided by a network* lets three convolutions scale the price of a jump, place by place:
-not in the paper. Means and standard deviations over seeds:
+rows is in two samples, with every seed; that is what stands under *before* in the picture of D. *Guided by a network*
+lets three convolutions scale the price of a jump, place by place: not in the paper. Means and standard deviations over
+seeds:
 
 {harness.markdown(summary(results))}
 ![Training and test error over the epochs](img/experiments/denoising-curves.png)
