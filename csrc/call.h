@@ -7,9 +7,11 @@
 #include <mutex>
 #include <vector>
 
+#include "interrupt.h"
 #include "kernels/solver.h"
 #include "memory.h"
 #include "pool.h"
+#include "rescue.h"
 
 namespace optlayer {
 
@@ -123,8 +125,10 @@ struct Shared {
 enum class Task { SOLVE, ADJOINT, REBUILD };  // REBUILD: the derivative, with the factors made anew
 
 // One layout for the solve, the derivative and the measuring of both (work_at == nullptr: only measure).
+// converged: of each lane, whether its derivative was found.
 template <class V, class U>
-void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared, int64_t first, Arena& keep, Arena& work, Task task) {
+void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared, int64_t first, Arena& keep, Arena& work, Task task,
+               bool* converged) {
     constexpr bool matrices_shared = std::is_same<U, scalar_of<V>>::value;
     const bool measure = work.base == nullptr, adjoint = task != Task::SOLVE;
     Group<V, U> group(g, p);
@@ -141,8 +145,9 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
     }
     auto& a = group.a;
     auto finish = [&](auto& system, auto bad) {
-        if (adjoint) group.adjoint(system, work, task == Task::REBUILD);
-        else group.solve(system, work, bad);
+        if (!adjoint) return group.solve(system, work, bad);
+        group.adjoint(system, work, task == Task::REBUILD);
+        if (!measure) std::copy_n(group.converged, lanes_of<V>, converged);
     };
     auto bad = V(0) > V(1);  // no lane
     if (p.method == ACTIVE) {
@@ -210,31 +215,57 @@ template <class T>
 void zero(const Tensor& x, int64_t member, int count) {
     if (x.data) std::fill_n(View<T>(x).of(member), count, T(0));
 }
-// Members that are not solved have the derivative zero.
+// The same derivative everywhere: zero for members that are not solved, NaN where NaN comes from above.
 template <class T>
-void no_derivative(const Args& g, int64_t k) {
-    zero<T>(g.v_z, k, g.n), zero<T>(g.v_lam, k, g.p), zero<T>(g.v_nu, k, g.m), zero<T>(g.v_lb, k, g.n), zero<T>(g.v_ub, k, g.n);
+void same_derivative(const Args& g, int64_t k, T value) {
+    const auto fill = [&](const Tensor& x, int count) {
+        if (x.data) std::fill_n(View<T>(x).of(k), count, value);
+    };
+    fill(g.v_z, g.n), fill(g.v_lam, g.p), fill(g.v_nu, g.m), fill(g.v_lb, g.n), fill(g.v_ub, g.n), fill(g.v_lower, g.p);
+}
+// Whether the right-hand side of the derivative is finite; 0 x is 0 or NaN.
+template <class T>
+bool finite_rhs(const Args& g, int64_t k) {
+    const auto spoilt = [&](const Tensor& x, int count) {
+        const T* v = x.data ? View<const T>(x).of(k) : nullptr;
+        T sum = T(0);
+        for (int i = 0; v && i < count; ++i) sum += T(0) * v[i];
+        return !(sum == T(0));
+    };
+    return !(spoilt(g.r_z, g.n) || spoilt(g.r_lam, g.p) || spoilt(g.r_nu, g.m) || spoilt(g.r_lb, g.n) || spoilt(g.r_ub, g.n)
+             || spoilt(g.r_lower, g.p));
 }
 
 template <class T>
 class Call {
   public:
+    // The number of members without answer.
     static int solve(Args& g) { return Call(g, true).run(Task::SOLVE); }
-    static int kkt_solve(Args& g) { return Call(g, g.factor.data == nullptr).run(Task::ADJOINT); }
+    // float: the members whose derivative is left to double; double leaves none.
+    static std::vector<int64_t> kkt_solve(Args& g) {
+        Call call(g, g.factor.data == nullptr);
+        call.underived.assign(size_t(g.batch), 0);
+        call.run(Task::ADJOINT);
+        std::vector<int64_t> left;
+        for (int64_t k = 0; k < g.batch; ++k)
+            if (call.underived[size_t(k)]) left.push_back(k);
+        return left;
+    }
 
   private:
     using Lanes = Pack<T, native_width<T>>;
-    // A second method tries what the first has not solved; in float there is only one, and AUTO where it cannot be used.
+    // Double climbs the whole ladder; in float there is one rung, and AUTO where it cannot be used.
     static constexpr bool twice = sizeof(T) == 8;
 
     Args& g;
     Plan plan{};
     Plan spare{};  // the second method, one member at a time
     std::vector<int> lists;
+    std::vector<uint8_t> underived;  // members whose derivative this precision does not find
     FactorHeader* header = nullptr;
     size_t before = 0;  // bytes to be left free in front of it
     Shared<T> shared;
-    std::once_flag judged;
+    std::once_flag judged;  // the curvature of a Q that the batch shares
     bool shared_convex = false;
 
     Call(Args& args, bool anew) : g(args) {
@@ -260,17 +291,19 @@ class Call {
         const bool batched = g.q.stride || g.h.stride || g.b.stride || g.lb.stride || g.ub.stride;
         plan.shared = batched && !g.Q.stride && !g.G.stride && !g.A.stride;
         plan.diagonal = is_diagonal<T>(g);
-        plan.lower = g.lb.data, plan.upper = g.ub.data;
+        plan.lower = g.lb.data, plan.upper = g.ub.data, plan.below = g.h_lower.data;
         lists.assign(size_t(g.p) + 2 * size_t(g.n), -1);
         point_to(lists.data());
         const View<const T> G(g.G);
         for (int i = 0; i < g.p; ++i) {
             const int j = bound_variable<T>(g, i);
-            if (j >= 0) {
+            if (j >= 0) {  // a bound, where the user has given none of that kind; of both kinds if the row has two sides
                 const bool upper = G.of(0)[size_t(i) * g.n + j] > T(0);
-                int& row = (upper ? plan.upper_row : plan.lower_row)[j];
-                if (row < 0 && !(upper ? g.ub.data : g.lb.data)) {
-                    row = i, (upper ? plan.upper : plan.lower) = true;
+                const auto open = [&](bool up) { return (up ? plan.upper_row : plan.lower_row)[j] < 0 && !(up ? g.ub.data : g.lb.data); };
+                const auto take = [&](bool up) { (up ? plan.upper_row : plan.lower_row)[j] = i, (up ? plan.upper : plan.lower) = true; };
+                if (open(upper) && (!plan.below || open(!upper))) {
+                    take(upper);
+                    if (plan.below) take(!upper);
                     continue;
                 }
             }
@@ -293,21 +326,21 @@ class Call {
         g.lanes = plan.lanes;
     }
 
-    void dispatch(const Plan& p, int64_t first, Arena keep, Arena work, Task task) {
+    void dispatch(const Plan& p, int64_t first, Arena keep, Arena work, Task task, bool* converged) {
         const Shared<T>* s = p.shared && work.base ? &shared : nullptr;
-        dispatch(p, s, first, keep, work, task);
+        dispatch(p, s, first, keep, work, task, converged);
     }
-    void dispatch(const Plan& p, const Shared<T>* s, int64_t first, Arena& keep, Arena& work, Task task) {
-        if (p.lanes > 1 && p.shared) run_group<Lanes, T>(g, p, s, first, keep, work, task);
-        else if (p.lanes > 1) run_group<Lanes, Lanes>(g, p, s, first, keep, work, task);
-        else run_group<T, T>(g, p, s, first, keep, work, task);
+    void dispatch(const Plan& p, const Shared<T>* s, int64_t first, Arena& keep, Arena& work, Task task, bool* converged) {
+        if (p.lanes > 1 && p.shared) run_group<Lanes, T>(g, p, s, first, keep, work, task, converged);
+        else if (p.lanes > 1) run_group<Lanes, Lanes>(g, p, s, first, keep, work, task, converged);
+        else run_group<T, T>(g, p, s, first, keep, work, task, converged);
     }
     void measure(Plan& p) {
         p.keep_bytes = p.work_bytes = p.shared_bytes = p.shared_scratch = 0;
         if (p.method == AUTO) return;
         for (Task task : {Task::SOLVE, Task::ADJOINT}) {
             Arena keep, work;
-            dispatch(p, nullptr, 0, keep, work, task);
+            dispatch(p, nullptr, 0, keep, work, task, nullptr);
             p.keep_bytes = keep.used;
             if (work.used > p.work_bytes) p.work_bytes = work.used;
         }
@@ -340,8 +373,6 @@ class Call {
         else shared.recall();
     }
 
-    // The number of members that are not SOLVED, which double precision (float) or the reference (double) must look at;
-    // those of the derivative are marked by NaN.
     int run(Task task) {
         const bool solving = task == Task::SOLVE;
         if (solving && g.keep) allocate_factor();
@@ -354,52 +385,67 @@ class Call {
             }
         }
         g.method = plan.method;
+        if (plan.method == AUTO) return refuse(task);
         char* flags = header ? at(header->flags) : nullptr;
-        const View<int32_t> status(g.status);
-        if (plan.method == AUTO) return refuse(task, flags);
         std::atomic<int> unsolved{0};
-        Arena curvature;
-        if (twice) convex(0, curvature);
-        const size_t room = std::max(std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes), curvature.used);
+        const size_t room = std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes);
         over_threads(task, room, [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
-            bool usable = solving;
-            if (!solving && flags)
-                for (int64_t k = first; k < last; ++k) usable |= flags[k];
-            if (usable) dispatch(plan, first, keep, Arena(work), task);
-            for (int64_t k = first; k < last; ++k) {
-                const bool solved = status.of(k)[0] == SOLVED;
-                if (solving) {
-                    if (flags) flags[k] = solved;
-                    if (twice && !solved && !valid(k)) reject(k);
-                    const bool again = twice && !decided(status.of(k)[0]) && (plan.method != spare.method || plan.lanes > 1);
-                    if (again) dispatch(spare, k, Arena(), Arena(work), task);
-                    if (good(status.of(k)[0]) && !relaxed() && !proves_convexity(again ? spare.method : plan.method) && !convex(k, work)) {
-                        status.of(k)[0] = NUMERICAL_ERROR;
-                        if (flags) flags[k] = 0;
-                    }
-                    unsolved += status.of(k)[0] != SOLVED;
-                } else if (solved) {
-                    T& mark = View<T>(g.v_z).of(k)[0];
-                    if (!(flags && flags[k])) {
-                        if (twice) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD);
-                        else mark = std::numeric_limits<T>::quiet_NaN();
-                    }
-                    unsolved += !(mark == mark);
-                } else {
-                    no_derivative<T>(g, k);
+            if (solving) {
+                dispatch(plan, first, keep, Arena(work), task, nullptr);
+                for (int64_t k = first; k < last; ++k) {
+                    const bool by_first = status(k) == SOLVED;
+                    if (twice) climb(k, work);
+                    if (flags) flags[k] = by_first && status(k) == SOLVED;
+                    unsolved += !derivable(status(k));
                 }
+                return;
             }
+            bool converged[Lanes::width] = {}, usable = false;
+            for (int64_t k = first; flags && k < last; ++k) usable |= flags[k];
+            if (usable) dispatch(plan, first, keep, Arena(work), task, converged);
+            for (int64_t k = first; k < last; ++k) differentiate(k, work, flags && flags[k] && converged[k - first]);
         });
         return unsolved;
     }
 
+    static constexpr int usual_iterations = 60;  // Settings.max_iterations unless said otherwise
+    int32_t& status(int64_t k) const { return View<int32_t>(g.status).of(k)[0]; }
+    static bool settled(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR && status != ROUGH; }
+
+    // What follows the first rung, one member at a time: bad data, another elimination, and the rest (rescue.h).
+    void climb(int64_t k, char* work) {
+        if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) {
+            if (!proves_convexity(plan.method) && !relaxed() && !convex(k)) status(k) = NOT_CONVEX;
+            return;
+        }
+        if (!valid(k)) return reject(k);
+        if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX);
+        if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
+            dispatch(spare, k, Arena(), Arena(work), Task::SOLVE, nullptr);
+            if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) return;
+        }
+        if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return;  // the user does not want more
+        rescue(g, k);
+    }
+
+    // The derivative of one member: `done` by the kept factors, else with factors made anew, else by the last rung.
+    void differentiate(int64_t k, char* work, bool done) {
+        if (!derivable(status(k))) return same_derivative(g, k, T(0));
+        if (!finite_rhs<T>(g, k)) return same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
+        if (done) return;
+        if (!twice) {
+            underived[size_t(k)] = 1;
+            return;
+        }
+        bool converged = false;
+        if (status(k) == SOLVED && !g.single) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD, &converged);
+        if (!converged) rescue_derivative(g, k);
+    }
+
     // Whether the point of a relaxed problem is asked for; its members have been solved before, so they are convex.
     bool relaxed() const { return g.smoothing > 0; }
-    static bool good(int32_t status) { return status == SOLVED || status == ROUGH; }
-    // Whether nobody in the core needs to try again.
-    static bool decided(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR; }
 
     // Whether the data are finite, but for the infinite sides that mean no constraint.
     bool valid(int64_t k) const {
@@ -412,79 +458,33 @@ class Call {
         };
         return fine(g.Q, g.diagonal ? g.n : g.n * g.n, false, false) && fine(g.q, g.n, false, false)
             && fine(g.G, g.p * g.n, false, false) && fine(g.h, g.p, false, true) && fine(g.A, g.m * g.n, false, false)
-            && fine(g.b, g.m, false, false) && fine(g.lb, g.n, true, false) && fine(g.ub, g.n, false, true);
+            && fine(g.b, g.m, false, false) && fine(g.lb, g.n, true, false) && fine(g.ub, g.n, false, true)
+            && fine(g.h_lower, g.p, true, false);
     }
-    void reject(int64_t k) const {
+    void reject(int64_t k, int32_t why = INVALID_INPUT) const {
         for (const Tensor& x : {g.z, g.lam_lb, g.lam_ub}) zero<T>(x, k, g.n);
-        for (const Tensor& x : {g.s, g.lam}) zero<T>(x, k, g.p);
+        for (const Tensor& x : {g.s, g.lam, g.lam_lower}) zero<T>(x, k, g.p);
         for (const Tensor& x : {g.primal_residual, g.dual_residual, g.gap}) zero<T>(x, k, 1);
         zero<T>(g.nu, k, g.m);
-        View<int32_t>(g.status).of(k)[0] = INVALID_INPUT, View<int32_t>(g.iterations).of(k)[0] = 0;
+        status(k) = why, View<int32_t>(g.iterations).of(k)[0] = 0;
     }
 
     // Leave all members to double.
-    int refuse(Task task, char* flags) {
-        int left = 0;
+    int refuse(Task task) {
         for (int64_t k = 0; k < g.batch; ++k) {
-            int32_t& status = View<int32_t>(g.status).of(k)[0];
-            if (task == Task::SOLVE) {
-                status = NUMERICAL_ERROR, ++left;
-                if (flags) flags[k] = 0;
-            } else if (status == SOLVED) {
-                View<T>(g.v_z).of(k)[0] = std::numeric_limits<T>::quiet_NaN(), ++left;
-            } else {
-                no_derivative<T>(g, k);
-            }
+            if (task == Task::SOLVE) status(k) = NUMERICAL_ERROR;
+            else differentiate(k, nullptr, false);
+            if (task == Task::SOLVE && header) at(header->flags)[k] = 0;
         }
-        return left;
+        return g.batch;
     }
 
     // A stationary point is a minimum only of a convex problem. These methods have factored Q; the others take any.
     static bool proves_convexity(Method x) { return x == ACTIVE || x == SCHUR; }
 
-    // Whether Q, its rows scaled to similar size, has no eigenvalue below -threshold |Q| (the rule of reference.py).
-    bool convex(int64_t member, Arena& work) {
-        const int n = g.n;
-        T *K = work.take<T>(plan.diagonal ? n : size_t(n) * n), *inverse = work.take<T>(n), *D = work.take<T>(n);
-        if (!work.base) return false;
-        Group<T, T> group(g, plan);
-        group.member[0] = member;
-        group.copy_Q(K);
-        const T threshold = g.single ? T(1e-5) : T(1e-9);
-        T top = T(0);
-        for (int j = 0; j < n; ++j) {
-            D[j] = T(0);
-            for (int i = 0; i < (plan.diagonal ? 1 : n); ++i) D[j] = std::max(D[j], std::abs(plan.diagonal ? K[j] : K[size_t(j) * n + i]));
-            top = std::max(top, D[j]);
-        }
-        if (!(top > T(0))) return true;
-        for (int j = 0; j < n; ++j) D[j] = T(1) / std::sqrt(std::max(D[j], T(1e-5) * top));  // far smaller: rounding of zero
-        if (plan.diagonal) {
-            bool good = true;
-            for (int j = 0; j < n; ++j) good &= K[j] * D[j] * D[j] > -threshold;
-            return good;
-        }
-        T size = T(0);
-        for (int j = 0; j < n; ++j) {
-            T sum = T(0);
-            for (int i = 0; i < n; ++i) {
-                T& x = K[size_t(j) * n + i];
-                x = x * D[i] * D[j], sum += std::abs(x);
-            }
-            size = std::max(size, sum);
-        }
-        for (int j = 0; j < n; ++j) K[size_t(j) * n + j] += threshold * size;
-        return !any(group.t.cholesky(n, K, n, inverse, T(0)));
-    }
-    bool convex(int64_t member, char* work) {
-        if (g.Q.stride) {
-            Arena own(work);
-            return convex(member, own);
-        }
-        std::call_once(judged, [&] {  // the batch shares it
-            Arena own(work);
-            shared_convex = convex(0, own);
-        });
+    bool convex(int64_t k) {
+        if (g.Q.stride || !twice) return is_convex(g, k);
+        std::call_once(judged, [&] { shared_convex = is_convex(g, 0); });
         return shared_convex;
     }
 
@@ -500,16 +500,18 @@ class Call {
         const int workers = int(std::min<double>({double(std::max(g.threads, 1)), double(count), 1 + microseconds(task) / 100}));
         std::atomic<int64_t> next{0};
         std::atomic<bool> failed{false};
+        const Interruptible watch(microseconds(task));
         Pool::run(workers, [&](int) {
             try {
                 char* work = static_cast<char*>(scratch().reserve(room));
-                for (int64_t from; (from = next.fetch_add(chunk)) < count;)
-                    for (int64_t i = from; i < std::min(from + chunk, count); ++i) body(i, work);
+                for (int64_t from; !watch.asked() && (from = next.fetch_add(chunk)) < count;)
+                    for (int64_t i = from; !watch.asked() && i < std::min(from + chunk, count); ++i) body(i, work);
             } catch (...) {  // (the only one is bad_alloc)
                 failed = true;
             }
         });
         if (failed) throw std::bad_alloc();
+        if (watch.asked()) throw Interrupted();
     }
 };
 

@@ -2,6 +2,7 @@
 #include <cstddef>
 
 #include "calls.h"
+#include "interrupt.h"
 #include "kernels/pack.h"
 #include "memory.h"
 
@@ -12,12 +13,14 @@
 #endif
 
 namespace {
-// What f returns, or -1 without memory.
+// What f returns; -1 without memory; -2 if Ctrl-C ended it.
 template <class F> int guarded(F&& f) {
     try {
         return f();
     } catch (const std::bad_alloc&) {
         return -1;
+    } catch (const optlayer::Interrupted&) {
+        return -2;
     }
 }
 }  // namespace
@@ -26,7 +29,7 @@ OPTLAYER_API int64_t optlayer_args_size() { return sizeof(optlayer::Args); }
 // Offsets of the first and the last number, of both reals, and of each tensor.
 OPTLAYER_API void optlayer_args_layout(int64_t* out) {
     using optlayer::Args;
-    *out++ = offsetof(Args, n), *out++ = offsetof(Args, keep), *out++ = offsetof(Args, tolerance), *out++ = offsetof(Args, smoothing);
+    *out++ = offsetof(Args, n), *out++ = offsetof(Args, reserved), *out++ = offsetof(Args, tolerance), *out++ = offsetof(Args, smoothing);
     for (size_t at = offsetof(Args, Q); at <= offsetof(Args, factor); at += sizeof(optlayer::Tensor)) *out++ = int64_t(at);
 }
 OPTLAYER_API int optlayer_lanes(int single) { return single ? optlayer::native_width<float> : optlayer::native_width<double>; }
@@ -35,7 +38,7 @@ OPTLAYER_API int optlayer_lanes(int single) { return single ? optlayer::native_w
 OPTLAYER_API int optlayer_solve(optlayer::Args* g) {
     return guarded([&] { return g->single == 1 ? optlayer::solve_float(*g) : optlayer::solve_double(*g); });
 }
-// The derivative's system at the solution, with the factors or, where there are none, without.
+// The derivative's system at the solution, with the factors or, where there are none, without; returns 0.
 OPTLAYER_API int optlayer_kkt_solve(optlayer::Args* g) {
     return guarded([&] { return g->single == 1 ? optlayer::kkt_solve_float(*g) : optlayer::kkt_solve_double(*g); });
 }

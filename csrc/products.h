@@ -12,20 +12,21 @@
 namespace optlayer {
 
 struct Gradients {  // nullptr: not wanted; stride 0: shared by the batch
-    Tensor Q, q, G, h, A, b, lb, ub;
+    Tensor Q, q, G, h, A, b, lb, ub, h_lower;
 };
 
 template <class T>
 class Products {
   public:
-    Products(const Args& args, const Gradients& gradients) : g(args), to(gradients) {}
+    Products(const Args& args, const Gradients& gradients)
+        : g(args), to(gradients), lam(net(g.lam, g.lam_lower, net_lam)), v_lam(net(g.v_lam, g.v_lower, net_v_lam)) {}
 
     // Threads take chunks of members for the batched tensors, and chunks of columns for the sums.
     void run() const {
         const int width = 16, chunk = int(std::max<int64_t>(1, std::min<int64_t>(g.batch / 16, 32)));
         const int64_t members = batched() ? (g.batch + chunk - 1) / chunk : 0;
         const Sum sums[] = {
-            matrix(to.Q, g.diagonal ? 0 : g.n, g.z, nullptr), matrix(to.G, g.p, g.lam, &g.v_lam), matrix(to.A, g.m, g.nu, &g.v_nu)};
+            matrix(to.Q, g.diagonal ? 0 : g.n, g.z, nullptr), matrix(to.G, g.p, lam, &v_lam), matrix(to.A, g.m, g.nu, &g.v_nu)};
         int64_t count = members + 1;
         for (const Sum& s : sums) count += (s.columns + width - 1) / width;
         std::atomic<int64_t> next{0};
@@ -46,6 +47,17 @@ class Products {
   private:
     const Args& g;
     const Gradients& to;
+    std::vector<T> net_lam, net_v_lam;
+    Tensor lam, v_lam;  // of the rows of G: upper less lower side
+
+    // Upper less lower side of the rows of G, where they have lower sides.
+    Tensor net(const Tensor& upper, const Tensor& lower, std::vector<T>& room) const {
+        if (!lower.data || !to.G.data) return upper;
+        room.resize(size_t(g.batch) * g.p);
+        for (int64_t k = 0; k < g.batch; ++k)
+            for (int i = 0; i < g.p; ++i) room[size_t(k) * g.p + i] = row(upper, k)[i] - row(lower, k)[i];
+        return {room.data(), g.p};
+    }
 
     // −Σ v_z yᵀ + z v_yᵀ, columns as long as z; of Q with only the first term
     struct Sum {
@@ -71,12 +83,13 @@ class Products {
         }
     }
 
-    bool solved(int64_t k) const { return View<const int32_t>(g.status).of(k)[0] == SOLVED; }
+    bool solved(int64_t k) const { return derivable(View<const int32_t>(g.status).of(k)[0]); }
     static const T* row(const Tensor& x, int64_t k) { return View<const T>(x).of(k); }
     static bool alone(const Tensor& x) { return x.data && x.stride; }
     static bool shared(const Tensor& x) { return x.data && !x.stride; }
     bool batched() const {
-        return alone(to.Q) || alone(to.q) || alone(to.G) || alone(to.h) || alone(to.A) || alone(to.b) || alone(to.lb) || alone(to.ub);
+        return alone(to.Q) || alone(to.q) || alone(to.G) || alone(to.h) || alone(to.A) || alone(to.b) || alone(to.lb) || alone(to.ub)
+            || alone(to.h_lower);
     }
 
     // ---- one member
@@ -86,6 +99,7 @@ class Products {
         const T *z = row(g.z, k), *v = row(g.v_z, k);
         if (alone(to.q)) copy(to.q, g.v_z, k, n, T(-1), good);
         if (alone(to.h)) copy(to.h, g.v_lam, k, g.p, T(1), good);
+        if (alone(to.h_lower)) copy(to.h_lower, g.v_lower, k, g.p, T(-1), good);
         if (alone(to.b)) copy(to.b, g.v_nu, k, g.m, T(1), good);
         if (alone(to.lb)) copy(to.lb, g.v_lb, k, n, T(-1), good);
         if (alone(to.ub)) copy(to.ub, g.v_ub, k, n, T(1), good);
@@ -97,7 +111,7 @@ class Products {
                 for (int i = 0; i < n; ++i) line(out + size_t(i) * n, n, z[i] / 2, v, v[i] / 2, z, good);
             }
         }
-        if (alone(to.G)) rows(to.G, g.lam, g.v_lam, k, g.p, good);
+        if (alone(to.G)) rows(to.G, lam, v_lam, k, g.p, good);
         if (alone(to.A)) rows(to.A, g.nu, g.v_nu, k, g.m, good);
     }
     void copy(const Tensor& dst, const Tensor& src, int64_t k, int count, T sign, bool good) const {
@@ -135,7 +149,7 @@ class Products {
     }
     void vectors() const {
         add(to.q, g.v_z, g.n, T(-1)), add(to.h, g.v_lam, g.p, T(1)), add(to.b, g.v_nu, g.m, T(1));
-        add(to.lb, g.v_lb, g.n, T(-1)), add(to.ub, g.v_ub, g.n, T(1));
+        add(to.lb, g.v_lb, g.n, T(-1)), add(to.ub, g.v_ub, g.n, T(1)), add(to.h_lower, g.v_lower, g.p, T(-1));
         if (!shared(to.Q) || !g.diagonal) return;
         blocks(View<T>(to.Q).of(0), g.n, [&](T* sum, int64_t k, int64_t end) {
             for (; k < end; ++k)

@@ -37,7 +37,7 @@ class Doubled {
     // The solution of float32, for the derivative: of all members, or of those that double has not solved.
     void load_point(bool all) {
         for (size_t k = 0; k < which.size(); ++k) {
-            if (!all && *status(k) == SOLVED) continue;
+            if (!all && *status(k) == *at<int32_t>(g.status, which[k])) continue;
             for (const Part& x : point()) read(x, k);
             *status(k) = *at<int32_t>(g.status, which[k]);
         }
@@ -60,17 +60,18 @@ class Doubled {
     std::vector<Part> data() const {
         const int n = g.n, m = g.m, p = g.p;
         return {{&Args::Q, g.diagonal ? n : n * n}, {&Args::q, n}, {&Args::G, p * n}, {&Args::h, p}, {&Args::A, m * n}, {&Args::b, m},
-                {&Args::lb, n}, {&Args::ub, n}};
+                {&Args::lb, n}, {&Args::ub, n}, {&Args::h_lower, p}};
     }
     std::vector<Part> point() const {
-        return {{&Args::z, g.n}, {&Args::s, g.p}, {&Args::lam, g.p}, {&Args::nu, g.m}, {&Args::lam_lb, g.n}, {&Args::lam_ub, g.n}};
+        return {{&Args::z, g.n}, {&Args::s, g.p}, {&Args::lam, g.p}, {&Args::nu, g.m}, {&Args::lam_lb, g.n}, {&Args::lam_ub, g.n},
+                {&Args::lam_lower, g.p}};
     }
     std::vector<Part> verdict() const { return {{&Args::primal_residual, 1}, {&Args::dual_residual, 1}, {&Args::gap, 1}}; }
     std::vector<Part> right() const {
-        return {{&Args::r_z, g.n}, {&Args::r_lam, g.p}, {&Args::r_nu, g.m}, {&Args::r_lb, g.n}, {&Args::r_ub, g.n}};
+        return {{&Args::r_z, g.n}, {&Args::r_lam, g.p}, {&Args::r_nu, g.m}, {&Args::r_lb, g.n}, {&Args::r_ub, g.n}, {&Args::r_lower, g.p}};
     }
     std::vector<Part> answer() const {
-        return {{&Args::v_z, g.n}, {&Args::v_lam, g.p}, {&Args::v_nu, g.m}, {&Args::v_lb, g.n}, {&Args::v_ub, g.n}};
+        return {{&Args::v_z, g.n}, {&Args::v_lam, g.p}, {&Args::v_nu, g.m}, {&Args::v_lb, g.n}, {&Args::v_ub, g.n}, {&Args::v_lower, g.p}};
     }
 
     template <class T> static T* at(const Tensor& x, int64_t member) { return static_cast<T*>(x.data) + member * x.stride; }
@@ -154,10 +155,9 @@ inline int solve_single(Args& g) {
 
 inline int kkt_solve_single(Args& g) {
     const Args asked = g;
-    const View<const int32_t> status(g.status);
-    const auto marked = [&](int64_t k) { return status.of(k)[0] == SOLVED && !(View<float>(g.v_z).of(k)[0] == View<float>(g.v_z).of(k)[0]); };
+    std::vector<int64_t> rest = Call<float>::kkt_solve(g);
+    if (rest.empty()) return 0;
     if (g.factor.data) {
-        if (Call<float>::kkt_solve(g) == 0) return 0;
         auto* header = static_cast<FactorHeader*>(g.factor.data);
         if (header->doubled) {
             const DoubledMembers those(reinterpret_cast<char*>(header) + header->doubled);
@@ -165,12 +165,11 @@ inline int kkt_solve_single(Args& g) {
             part.args.factor.data = those.factor;
             part.load_point(true);
             part.kkt_solve();
+            const auto known = [&](int64_t k) { return std::binary_search(those.list, those.list + those.count, k); };
+            rest.erase(std::remove_if(rest.begin(), rest.end(), known), rest.end());
         }
-    } else {
-        for (int64_t k = 0; k < g.batch; ++k) no_derivative<float>(g, k);
     }
     // Without a factor: once more from the start; what double does not solve, from the point that is known.
-    const std::vector<int64_t> rest = members(g, [&](int64_t k) { return g.factor.data ? marked(k) : status.of(k)[0] == SOLVED; });
     if (!rest.empty()) {
         Doubled again(asked, rest);
         again.args.keep = 1;
@@ -179,7 +178,7 @@ inline int kkt_solve_single(Args& g) {
         again.kkt_solve();
         Blocks::give(again.args.factor.data);
     }
-    return int(members(g, marked).size());
+    return 0;
 }
 
 }  // namespace optlayer

@@ -54,7 +54,6 @@ from torch import Tensor
 
 from optlayer import _torch, matrices
 from optlayer.backends.base import Adjoint
-from optlayer.core.status import Status
 from optlayer.core.structure import MATRICES, Structure
 from optlayer.point import Point
 
@@ -213,8 +212,8 @@ def added(a: Tensor | None, b: Any) -> Any:
 
 
 def is_solved(point: Point) -> Tensor:
-    """Which members are solved, (B, 1)."""
-    return (point.status == int(Status.SOLVED)).unsqueeze(-1)
+    """Which members have an answer, (B, 1)."""
+    return point.answered.unsqueeze(-1)
 
 
 def _solved(point: Point) -> Tensor | None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from optlayer import _torch, backends
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.settings import Settings
-from optlayer.core.status import Status
 from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
@@ -93,10 +92,10 @@ class Call:
 
 
 def failed(point: Point) -> bool:
-    """Whether some member is not solved."""
+    """Whether some member has no answer."""
     if point.unsolved is not None:
         return point.unsolved > 0
-    return bool((point.status != int(Status.SOLVED)).any())
+    return not bool(point.answered.all())
 
 
 class Fold:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from optlayer import _torch
+from optlayer.core.status import Status
 
 FIELDS = (
     "z", "s", "lam", "nu", "lam_lb", "lam_ub", "status", "iterations", "primal_residual", "dual_residual", "gap",
@@ -101,6 +102,12 @@ class Point:
     primal_residual = property(lambda self: self.residuals[..., 0])
     dual_residual = property(lambda self: self.residuals[..., 1])
     gap = property(lambda self: self.residuals[..., 2])
+
+    @property
+    def answered(self) -> Tensor:
+        """Which members have a point with a derivative, SOLVED or CLOSEST, bool, (B,)."""
+        status = self.status
+        return (status == int(Status.SOLVED)) | (status == int(Status.CLOSEST))
 
     def fields(self) -> tuple[Tensor, ...]:
         """The parts named in FIELDS, which leave out lam_lower."""

@@ -219,7 +219,8 @@ class SolveError(RuntimeError):
         shape = solution.problem.structure.shape
         statuses = solution.point.status
         self.solution = solution
-        flat = (statuses != int(Status.SOLVED)).nonzero().flatten().tolist()
+        answered = (statuses == int(Status.SOLVED)) | (statuses == int(Status.CLOSEST))
+        flat = (~answered).nonzero().flatten().tolist()
         self.members: list[Any] = [_index(i, shape) if len(shape) > 1 else i for i in flat]
         lines = [f"{len(flat)} of {statuses.numel()} members were not solved"]
         for status in Status:

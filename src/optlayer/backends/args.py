@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from optlayer import _torch
-from optlayer.core.native import DATA_SLOTS, METHODS, NUMBERS, ROUGH, SIZE, SLOTS, TENSORS, Plan, factor, number, pack
+from optlayer.core.native import DATA_SLOTS, METHODS, NUMBERS, SIZE, SLOTS, TENSORS, Plan, factor, number, pack
 from optlayer.core.structure import Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
 __all__ = [
-    "METHODS", "NUMBERS", "ROUGH", "SIZE", "SLOTS", "TENSORS", "address", "empty_point", "factor", "number", "pack",
+    "METHODS", "NUMBERS", "SIZE", "SLOTS", "TENSORS", "address", "empty_point", "factor", "number", "pack",
     "place_data", "place_parts", "place_point", "place_rows",
 ]  # fmt: skip
 
@@ -130,7 +130,7 @@ def place_point(keep: list[Tensor], point: Point) -> list[int]:
         keep += copies
     status, first, size = address(counts), address(residuals), rest.element_size()
     return [
-        address(z), z.shape[1], *place_parts(rest, point.widths),
+        address(z), z.shape[1], *place_parts(rest, point.widths), 0, 0,
         status, 2, status + 4, 2, first, 3, first + size, 3, first + 2 * size, 3,
     ]  # fmt: skip
 

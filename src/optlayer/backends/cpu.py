@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ from optlayer.point import Point
 from optlayer.problem import Problem
 
 name, automatic, sparse, two_sided = "cpu", True, False, "h_lower" in TENSORS
+
 
 def _variants() -> list[str]:
     """Instruction sets of this processor, best first."""
@@ -73,11 +74,8 @@ def _plan(structure: Structure, settings: Settings, keep: bool, smoothed: bool) 
 
 
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-    """Solve every member; what the core neither solves nor refutes, the reference backend tries."""
-    point = _found(problem, settings, keep_factor, False)
-    if point.unsolved:
-        _ask_reference(problem, settings, point)
-    return point
+    """Solve every member."""
+    return _found(problem, settings, keep_factor, False)
 
 
 def relaxing() -> Backend:
@@ -86,18 +84,11 @@ def relaxing() -> Backend:
 
 
 def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
-    """The relaxed point of the members that are solved; what the core cannot relax, the reference backend does."""
+    """The relaxed point of the members that are solved."""
     relaxed = _found(problem, settings, keep_factor, True)
     if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
         relaxed.take(rest, point.select(rest))
-        left = rest & (point.status == int(Status.SOLVED))
-        if left.any():
-            from optlayer.backends import reference
-
-            for members in _few(problem, left):
-                at = point.select(members)
-                relaxed.take(members, reference.relax(problem.select(members), settings, at, False))
     return relaxed
 
 
@@ -111,9 +102,7 @@ def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bo
     point.unsolved = 0
     if problem.structure.batch != 0:
         args.fill_data(words, plan, problem, kept)
-        point.unsolved = core.solve(words.buffer_info()[0])
-        if point.unsolved < 0:
-            raise _no_memory(problem)
+        point.unsolved = _run(core.solve, problem, words)
         if keep_factor:
             point.factor = (_adopt(core, words[_FACTOR], words[_FACTOR + 1]),)
     elif keep_factor:
@@ -124,17 +113,20 @@ def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bo
 _FACTOR = args.SLOTS["factor"]
 
 
-def _few(problem: Problem, which: Tensor) -> Sequence[Tensor]:
-    """The members marked in `which`, so many at a time that the reference's matrices stay small."""
-    size = problem.n + problem.m + problem.p
-    return which.nonzero().flatten().split(max(1, 4_000_000 // size**2))
+_INTERRUPTED = -2
 
 
-def _no_memory(problem: Problem) -> MemoryError:
-    return MemoryError(
-        f"the compiled core ran out of memory on a batch of {problem.batch} with "
-        f"n={problem.n}, m={problem.m}, p={problem.p}"
-    )
+def _run(function: Callable[..., int], problem: Problem, *args: array[int]) -> int:
+    """What a function of the core returns. After Ctrl-C, Python's own handler runs between two calls, and raises."""
+    addresses = [x.buffer_info()[0] for x in args]
+    while (left := function(*addresses)) == _INTERRUPTED:
+        pass
+    if left < 0:
+        raise MemoryError(
+            f"the compiled core ran out of memory on a batch of {problem.batch} with "
+            f"n={problem.n}, m={problem.m}, p={problem.p}"
+        )
+    return left
 
 
 @functools.cache
@@ -163,21 +155,6 @@ def _empty_gradient(core: Core, x: Tensor) -> Tensor:
 
 
 _LARGE = 1 << 17
-
-
-def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
-    """Give the members that are left the reference's verdict; a rough solution is replaced only by a solution."""
-    rough = point.status == args.ROUGH
-    left = rough | (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
-    point.counts[rough, 0] = int(Status.SOLVED)
-    if left.any():
-        from optlayer.backends import reference
-
-        for members in _few(problem, left):
-            found = reference.solve(problem.select(members), settings, False)
-            better = (found.status == int(Status.SOLVED)) | ~rough[members]
-            point.take(members[better], found.select(better))
-    point.unsolved = len(point.status.nonzero())
 
 
 def _adjoint(
@@ -217,11 +194,7 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
         if structure.two_sided:  # beside the upper sides
             upper, lower = args.SLOTS["r_lam"], args.SLOTS["r_lower"]
             words[lower], words[lower + 1] = words[upper] + structure.p * v.element_size(), words[upper + 1]
-        left = core.kkt_solve(words.buffer_info()[0])
-        if left < 0:
-            raise _no_memory(problem)
-        if left:
-            _differentiate_rest(problem, settings, point, rhs, answer)
+        _run(core.kkt_solve, problem, words)
     return answer
 
 
@@ -235,7 +208,7 @@ def pullback(
     core = _core()
     assert isinstance(core, Core)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
-    words, v = _adjoint(problem, settings, point, kept)
+    words, _v = _adjoint(problem, settings, point, kept)
     grads: list[Tensor | None] = [None] * len(need)
     to = _NO_GRADIENTS[:]
     tensors = problem.tensors()
@@ -249,29 +222,8 @@ def pullback(
     if grad_z.is_neg() or not grad_z.is_contiguous():
         grad_z = grad_z.resolve_neg().contiguous()
     words[_RHS], words[_RHS + 1] = args.address(grad_z), structure.n
-    left = core.pullback(words.buffer_info()[0], to.buffer_info()[0])
-    if left < 0:
-        raise _no_memory(problem)
-    if left:
-        g_z = grad_z.reshape(-1, structure.n)
-        sides = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
-        room = v if isinstance(v, Tensor) else torch.frombuffer(v, dtype=structure.dtype)
-        rows = room[: len(g_z) * (structure.n + sum(structure.widths[1:]))].view(len(g_z), -1)
-        answer = Adjoint(*rows.split((structure.n, *structure.widths[1:]), 1))
-        _differentiate_rest(problem, settings, point, Adjoint(g_z, *sides), answer)
-        core.products(words.buffer_info()[0], to.buffer_info()[0])
+    _run(core.pullback, problem, words, to)
     return grads
 
 
 _NO_GRADIENTS = array("q", bytes(16 * len(NAMES)))  # address and stride for each tensor of the problem
-
-
-def _differentiate_rest(problem: Problem, settings: Settings, point: Point, rhs: Adjoint, answer: Adjoint) -> None:
-    """The derivative where the core has none, by the reference backend."""
-    from optlayer.backends import reference
-
-    members = answer.z[:, 0].isnan().nonzero().flatten()
-    at = point.select(members)
-    rest = reference.kkt_solve(problem.select(members), settings, at, Adjoint(*(x[members] for x in rhs)))
-    for mine, theirs in zip(answer, rest, strict=True):
-        mine[members] = theirs

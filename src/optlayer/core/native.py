@@ -19,17 +19,17 @@ from optlayer.core.structure import NAMES, PARTS, Structure
 
 NUMBERS = (
     "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
+    "closest", "reserved",
 )  # int32 each, then `tolerance` and `smoothing` as doubles
 TENSORS = (
-    "Q", "q", "G", "h", "A", "b", "lb", "ub",
-    "z", "s", "lam", "nu", "lam_lb", "lam_ub",
+    "Q", "q", "G", "h", "A", "b", "lb", "ub", "h_lower",
+    "z", "s", "lam", "nu", "lam_lb", "lam_ub", "lam_lower",
     "status", "iterations", "primal_residual", "dual_residual", "gap",
-    "r_z", "r_lam", "r_nu", "r_lb", "r_ub",
-    "v_z", "v_lam", "v_nu", "v_lb", "v_ub",
+    "r_z", "r_lam", "r_nu", "r_lb", "r_ub", "r_lower",
+    "v_z", "v_lam", "v_nu", "v_lb", "v_ub", "v_lower",
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
 ADJOINT = ("v_z", "v_lam", "v_nu", "v_lb", "v_ub")
-ROUGH = 7  # a status within the core: solved, but better can be hoped for
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
 _FORMAT = struct.Struct(f"={len(NUMBERS)}i2d{2 * len(TENSORS)}q")
@@ -94,7 +94,7 @@ class Plan:
         self.settings = settings  # kept alive: a call finds its plan by the identity of the settings
         tolerance = settings.tolerance or (1e-5 if single else 1e-9)
         sizes = (n, m, p, batch, single, structure.diagonal, method, lanes, threads)
-        head = (*sizes, settings.max_iterations, settings.polish, keep)
+        head = (*sizes, settings.max_iterations, settings.polish, keep, settings.infeasible == "closest", 0)
         self.words = array("q", bytes(pack(head, tolerance, [0] * 2 * len(TENSORS), smoothing)))
         size, columns = 4 if single else 8, sum(widths)
         self.z = (*structure.shape, n), _contiguous((*structure.shape, n))

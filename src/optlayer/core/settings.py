@@ -18,6 +18,8 @@ class Settings:
         gradient: "exact", the derivative of the solution itself; "smoothed", that of the problem relaxed to
             complementarity `smoothing` (``lam * s = smoothing`` instead of ``0``).
         smoothing: the complementarity κ of the smoothed gradient, in the units of objective values.
+        infeasible: what a member without feasible point gets: "status", PRIMAL_INFEASIBLE with a proof and a zero
+            gradient; "closest", the best point among those of least violation, Status.CLOSEST, and its gradient.
 
     Raises:
         ValueError: for values outside their range.
@@ -28,6 +30,7 @@ class Settings:
     polish: bool = True
     gradient: Literal["exact", "smoothed"] = "exact"
     smoothing: float = 1e-3
+    infeasible: Literal["status", "closest"] = "status"
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
@@ -36,5 +39,7 @@ class Settings:
             raise ValueError(f"max_iterations must be at least 1, not {self.max_iterations}")
         if self.gradient not in ("exact", "smoothed"):
             raise ValueError(f'gradient must be "exact" or "smoothed", not {self.gradient!r}')
+        if self.infeasible not in ("status", "closest"):
+            raise ValueError(f'infeasible must be "status" or "closest", not {self.infeasible!r}')
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be positive, not {self.smoothing}")

@@ -15,6 +15,7 @@ class Status(IntEnum):
     NUMERICAL_ERROR = 4
     INVALID_INPUT = 5
     NOT_CONVEX = 6
+    CLOSEST = 7
 
     @property
     def explanation(self) -> str:
@@ -52,5 +53,8 @@ _EXPLANATIONS = {
     ),
     Status.NOT_CONVEX: (
         "Q is not positive semidefinite: the problem may have several local minima. Use Q = LLᵀ + εI."
+    ),
+    Status.CLOSEST: (
+        "no point satisfies the constraints; z violates them least, as Settings(infeasible=\"closest\") asks."
     ),
 }

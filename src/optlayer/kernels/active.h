@@ -47,7 +47,7 @@ struct ActiveFactors {
         const int R = rows(), S = stored();
         // A pivot is safe where it is not small beside the entry it came from: units of variables and rows do not matter.
         // What is far below the largest entry may be rounding of zero. float: what is not well conditioned is left to double.
-        const U safe = U(sizeof(T) == 8 ? T(1e-11) : T(1e-4)), zero = U(sizeof(T) == 8 ? T(1e-18) : T(1e-4));
+        const U safe = U(Tuning<T>::safe), zero = U(Tuning<T>::zero);
         const auto pivot = [](U inverse) { return U(1) / (inverse * inverse); };
         t.transpose(n, p, a.G, n, X, S);
         t.transpose(n, m, a.A, n, B, m);
@@ -148,7 +148,7 @@ struct ActiveFactors {
         const int R = rows();
         const U top = t.max(R, U(0), [&](int j) { return M[size_t(j) * R + j]; });
         t.each_lower(R, [&](int i, int j) { LM[size_t(j) * R + i] = M[size_t(j) * R + i], N[size_t(j) * R + i] = U(0); });
-        if (any(t.cholesky(R, LM, R, iLM, U(scalar_of<U>(sizeof(scalar_of<U>) == 8 ? 1e-11 : 1e-4)) * top))) {
+        if (any(t.cholesky(R, LM, R, iLM, U(Tuning<scalar_of<U>>::invertible) * top))) {
             N = nullptr;
             return;
         }
@@ -399,25 +399,25 @@ struct Active {
 
     // Solves the first `lanes` lanes (the others repeat the last one) but the bad ones.
     template <class Bad>
-    void run(Verdict<Tm, V, U>& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance) {
+    void run(Verdict<Tm, V, U>& judge, Sides<V>& x, Point<V>& out, Bad bad, int lanes, T tolerance, int most_pivots) {
         if (all(bad)) return refuse(x, out);
-        pivot(x, out, bad, lanes);
+        pivot(x, out, bad, lanes, most_pivots);
         refine(judge, x, out, tolerance);
     }
 
-    // Lanes whose rows contradict each other get Farkas' proof, and out.solved is -1 there.
+    // Lanes whose rows contradict each other get Farkas' proof, and out.proven is 1 there.
     void certify(Verdict<Tm, V, U>& judge, Point<V>& out, T most) {
         const auto wanted = contradiction > V(0);
         if (!any(wanted)) return;
         t.each(a.n, [&](int j) { rz[j] = V(0); });
         t.each(a.m, [&](int i) { vnu[i] = V(0); });
         finish(rz, ray, vz, vnu);
-        out.solved = select(judge.prove(wanted, ray, vnu, T(1e-10), most), V(-1), out.solved);
+        out.proven = select(judge.prove(wanted, ray, vnu, T(1e-10), most), V(1), V(0));
     }
 
     // The active rows of each lane, their factor, and the point there; found: 1 or 0.
     template <class Bad>
-    void pivot(Sides<V>& x, Point<V>& out, Bad bad, int lanes) {
+    void pivot(Sides<V>& x, Point<V>& out, Bad bad, int lanes, int most_pivots) {
         const int n = a.n, m = a.m, R = a.rows();
         t.each(n, [&](int j) { rz[j] = -a.q[j]; });
         half(rz, a.b, out.z, out.nu);
@@ -446,7 +446,7 @@ struct Active {
                 ok = d.guess(M);
                 if (!ok) t.each(R, [&](int i) { d.v[i] = d.v0[i], d.y[i] = T(0); }), d.k = 0, d.inverted = false;
             }
-            ok = ok || d.solve(M, R + 200);  // (the interior point is quicker than more)
+            ok = ok || d.solve(M, smallest_int(R + 200, most_pivots));  // (the interior point is quicker than more)
             set_lane(out.iterations, l, T(d.pivots));
             if (!ok) {
                 if (d.refuted < 0) continue;
@@ -478,10 +478,14 @@ struct Active {
         using S = scalar_of<X>;
         constexpr bool mixed = !std::is_same<X, V>::value;
         const int n = a.n, m = a.m, R = a.rows();
-        signs(judge.row, x, out);
-        X error = judge.judge(), before = X(S(1e30));
-        const X exact = X(S(tolerance) * S(sizeof(S) == 8 ? 1e-2 : 0.1));
+        const X exact = X(S(tolerance) * Tuning<S>::enough);
         const auto known = X(found) > X(0);
+        const auto judged = [&] {
+            signs(judge.row, x, out);
+            keep_bounds(judge.t, x, out, known);
+            return judge.judge();
+        };
+        X error = judged(), before = X(S(1e30));
         for (int round = 0; round < (mixed ? 6 : 2); ++round) {
             auto again = known & !(error <= exact);  // each lane for itself
             if (mixed) again = again & (error < X(S(0.5)) * before);
@@ -496,11 +500,10 @@ struct Active {
             t.each(n, [&](int j) { out.z[j] = select(again, out.z[j] + X(vz[j]), out.z[j]); });
             t.each(m, [&](int i) { out.nu[i] = select(again, out.nu[i] + X(vnu[i]), out.nu[i]); });
             t.each(R, [&](int i) { out.y[i] = select(again, out.y[i] + X(y[i]), out.y[i]); });
-            signs(judge.row, x, out);
-            error = judge.judge();
+            error = judged();
         }
         slacks(x, out);
-        out.solved = select(known & (error <= X(S(tolerance))), X(1), X(0));
+        out.solved = select(known & (error <= X(S(tolerance))), select(error <= exact, X(1), X(S(0.5))), X(0));
         if (mixed) count[0][2] = 1;
     }
 
@@ -512,7 +515,7 @@ struct Active {
         t.each(a.m, [&](int i) { out.nu[i] = V(0); });
         t.each(x.total(), [&](int k) { out.s[k] = out.lam[k] = V(0); });
         out.primal = out.dual = out.gap = V(infinity());
-        out.iterations = out.solved = V(0);
+        out.iterations = out.solved = out.proven = V(0);
     }
 
     // From the net multipliers those of each side; what has the wrong sign is cut off, and judged.
@@ -534,7 +537,7 @@ struct Active {
     }
 
   private:
-    static constexpr T infinity() { return sizeof(T) == 8 ? T(1e308) : T(3e38); }
+    static constexpr T infinity() { return std::is_same<T, float>::value ? T(3e38) : T(1e308); }
 };
 
 }  // namespace optlayer

@@ -8,8 +8,10 @@ namespace optlayer {
 
 enum Status : int32_t {  // as in solution.py
     SOLVED = 0, MAX_ITERATIONS = 1, PRIMAL_INFEASIBLE = 2, DUAL_INFEASIBLE = 3, NUMERICAL_ERROR = 4, INVALID_INPUT = 5, NOT_CONVEX = 6,
-    ROUGH = 7,  // within the core: solved, but better can be hoped for
+    ROUGH = -1,  // within the core: solved, but better can be hoped for
+    CLOSEST = 7,  // no point is feasible: that of least violation, by request
 };
+inline bool derivable(int32_t status) { return status == SOLVED || status == CLOSEST; }  // has a derivative
 enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4, ACTIVE = 5 };
 
 struct Tensor {
@@ -27,13 +29,15 @@ struct Args {
     int32_t max_iterations;
     int32_t polish;
     int32_t keep;            // keep the factorisation for the derivative
+    int32_t closest;         // a member without feasible point gets the point of least violation
+    int32_t reserved;
     double tolerance;
     double smoothing;        // 0: the solution; else the point of the central path where lam∘s is this (CPU only)
-    Tensor Q, q, G, h, A, b, lb, ub;
-    Tensor z, s, lam, nu, lam_lb, lam_ub;                      // the solution (adjoint: in)
+    Tensor Q, q, G, h, A, b, lb, ub, h_lower;
+    Tensor z, s, lam, nu, lam_lb, lam_ub, lam_lower;           // the solution (adjoint: in)
     Tensor status, iterations, primal_residual, dual_residual, gap;
-    Tensor r_z, r_lam, r_nu, r_lb, r_ub;                       // adjoint: right-hand side
-    Tensor v_z, v_lam, v_nu, v_lb, v_ub;                       // adjoint: solution
+    Tensor r_z, r_lam, r_nu, r_lb, r_ub, r_lower;              // adjoint: right-hand side
+    Tensor v_z, v_lam, v_nu, v_lb, v_ub, v_lower;              // adjoint: solution
     Tensor factor;                                             // bytes
 };
 

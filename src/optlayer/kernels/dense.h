@@ -9,7 +9,7 @@
 // So an element's rounding depends neither on the tile that holds it nor on how k is cut into blocks, nor on whether
 // a register holds eight rows of one QP or one row of eight QPs: a QP's result is the same bits in a lane and alone.
 #pragma once
-#include "pack.h"
+#include "tuning.h"
 
 namespace optlayer {
 namespace detail {
@@ -105,7 +105,7 @@ OPTLAYER_INLINE void finish(R (&x)[N][M], const Solve<L>& s, V*) {
 
 template <class V, class R, int N, int M>
 OPTLAYER_INLINE void finish(R (&x)[N][M], const Factor<V>& f, V* diagonal) {
-    const V huge = scalar_of<V>(sizeof(scalar_of<V>) == 8 ? 1e128 : 1e30);
+    const V huge = scalar_of<V>(Tuning<scalar_of<V>>::huge_pivot);
     OPTLAYER_UNROLL
     for (int j = 0; j < N; ++j) {
         const V pivot = Registers<V>::element(x, j, j);

@@ -30,7 +30,7 @@ struct DevicePlan {
     Plan plan(const Args& g, Method m) const {
         Plan p{};
         p.method = m, p.lanes = 1, p.n = g.n, p.m = g.m, p.p = g.p, p.bounds = lower || upper ? g.n : 0;
-        p.diagonal = g.diagonal, p.shared = shared_bytes > 0, p.lower = lower, p.upper = upper;
+        p.diagonal = g.diagonal, p.shared = shared_bytes > 0, p.lower = lower, p.upper = upper, p.below = g.h_lower.data;
         return p;
     }
     size_t flags_bytes(const Args& g) const { return (size_t(g.batch) + 63) / 64 * 64; }
@@ -66,7 +66,7 @@ template <class T, class Tm> struct Task {
 
     struct Sizes { size_t slow = 0, keep = 0, fast = 0, vectors = 0; } sizes{};
 
-    static constexpr T eps() { return sizeof(T) == 8 ? T(1e-10) : T(1e-5); }
+    static constexpr T eps() { return Tuning<T>::convex; }
     static constexpr size_t align = 16;
     bool measuring() const { return !slow_at; }
 
@@ -191,7 +191,7 @@ template <class T, class Tm> struct Task {
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         group.store_answer();
         if (group.out.solved > T(0)) return SOLVED;
-        const int32_t proof = ip.certify(sizeof(T) == 8 ? T(1e-7) : T(1e-4), T(1e30));
+        const int32_t proof = ip.certify(std::is_same<T, float>::value ? T(1e-4) : T(1e-9), std::is_same<T, float>::value ? T(1e3) : T(1e6));
         if (proof) return proof;
         return group.out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
     }
@@ -298,7 +298,7 @@ template <class T, class Tm> struct Task {
         auto fill = [&](const Tensor& x, int n) {
             if (x.data) t.each(n, [&](int i) { View<T>(x).of(member)[i] = T(0); });
         };
-        fill(g.v_z, g.n), fill(g.v_nu, g.m), fill(g.v_lam, g.p), fill(g.v_lb, g.n), fill(g.v_ub, g.n);
+        fill(g.v_z, g.n), fill(g.v_nu, g.m), fill(g.v_lam, g.p), fill(g.v_lb, g.n), fill(g.v_ub, g.n), fill(g.v_lower, g.p);
     }
 };
 

@@ -6,15 +6,15 @@
 
 namespace optlayer {
 
-template <class Tm, class V, class U, class System>
-struct Interior : Verdict<Tm, V, U> {
-    using Base = Verdict<Tm, V, U>;
+template <class Tm, class V, class U, class System, class D = Data<V, U>>
+struct Interior : Verdict<Tm, V, U, D> {
+    using Base = Verdict<Tm, V, U, D>;
     using T = scalar_of<V>;
     using Base::t, Base::a, Base::x, Base::out, Base::gd, Base::gp, Base::dz, Base::row, Base::judge;
     System& system;
     V* dnu;
 
-    Interior(const Tm& team, const Data<V, U>& data, System& elimination, Sides<V>& sides, Point<V>& point)
+    Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
         : Base(team, data, sides, point), system(elimination) {}
 
     void place(Arena& w) {
@@ -29,13 +29,14 @@ struct Interior : Verdict<Tm, V, U> {
         const bool aimed = any(aim > V(0));
         const V tol = V(tolerance);
         V settled = V(0);  // iterations near the aim, where Newton's method doubles the digits
+        V before = V(0);   // stationarity, one iteration ago
         V bold = V(1);     // 0 after a short step: back to the middle first, and no second order
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
             V infeasible = V(0), mu = V(0), far = V(0);
             t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
-                x.r[k] = x.on[k] * (fma(sg, x.v[i], x.s[k]) - x.h[k]);
+                x.r[k] = x.on[k] * fnma(x.soft_side(k), x.lam[k], fma(sg, x.v[i], x.s[k]) - x.h[k]);
                 infeasible = max(infeasible, abs(x.r[k]) * x.d[i]);
                 mu = fma(x.s[k], x.lam[k], mu);
                 far = max(far, x.on[k] * abs(fma(x.s[k], x.lam[k], -aim)));
@@ -43,8 +44,10 @@ struct Interior : Verdict<Tm, V, U> {
             t.largest(infeasible), t.total(mu), t.largest(far);
             mu = mu / max(x.count, V(1));
             // condensed systems lose digits of stationarity as s/lam spreads; the polish and the verdict see to them
+            const auto slow = system.stationarity > V(T(0.5)) * before;
+            before = system.stationarity;
             const auto feasible = infeasible <= V(T(100)) * tol * system.unit;
-            auto done = feasible & (mu <= tol * system.unit * system.unit_dual) & (system.stationarity <= V(T(1e-4)));
+            auto done = feasible & (mu <= tol * system.unit * system.unit_dual) & ((system.stationarity <= smaller(V(T(1e-4)), sqrt(tol))) | slow);
             if (aimed) {
                 done = feasible & (far <= V(T(1e-9)) * aim) & (system.stationarity <= tol);
                 settled = select(far <= V(T(1e-3)) * aim, settled + V(1), V(0));
@@ -53,19 +56,20 @@ struct Interior : Verdict<Tm, V, U> {
             if (!any(live)) return;
             out.iterations = select(live, out.iterations + V(1), out.iterations);
 
-            // predictor: go for the aim
+            // predictor: go for the aim. With w = 1/(s + soft lam):  dlam = w (lam (σ dt + r) - target),  ds = soft dlam - r - σ dt
             x.each(t, [&](int k, int i, V sg) {
-                const V w = V(1) / x.s[k];
+                const V w = V(1) / fma(x.soft_side(k), x.lam[k], x.s[k]);
                 x.c[k] = w;
+                x.ds[k] = fma(x.s[k], x.lam[k], -(x.on[k] * aim));
                 x.D[i] = fma(x.lam[k], w, x.D[i]);
-                x.e[i] = fma(sg, fma(x.on[k] * aim, w, x.lam[k] * fma(x.r[k], w, V(-1))), x.e[i]);  // (lam r - s lam + aim) / s
+                x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -x.ds[k]) * w, x.e[i]);
             });
             system.factor(x.D);
             system.direction(x.e, x.dy, x.dt);
             V step = V(1);
             x.each(t, [&](int k, int i, V sg) {
-                const V ds = -x.r[k] - sg * x.dt[i];
-                const V dl = fma(x.on[k] * aim, x.c[k], -x.lam[k] - x.lam[k] * x.c[k] * ds);
+                const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
+                const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
             });
@@ -87,13 +91,13 @@ struct Interior : Verdict<Tm, V, U> {
             system.direction(x.e, x.dy, x.dt);
             step = V(T(1e10));
             x.each(t, [&](int k, int i, V sg) {
-                const V ds = -x.r[k] - sg * x.dt[i];
-                const V dl = -(fma(x.lam[k], ds, x.ds[k])) * x.c[k];
+                const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
+                const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), step));
             });
             t.smallest(step);
-            step = min(V(1), step * V(sizeof(T) == 8 ? T(0.995) : T(0.99)));
+            step = min(V(1), step * V(T(Tuning<T>::boundary)));
             step = select(step >= V(0), step, V(0));
             x.each(t, [&](int k, int, V) {
                 const V s = fma(step, x.ds[k], x.s[k]), lam = fma(step, x.dlam[k], x.lam[k]);
@@ -127,6 +131,21 @@ struct Interior : Verdict<Tm, V, U> {
         });
     }
 
+    // Of each pair of slack and multiplier at the interior point one is zero in truth: the slack of what is an equality to the
+    // tolerance, else the multiplier.
+    template <class M>
+    OPTLAYER_CALL void settle_pairs(M which, V tolerance) {
+        a.rows_times(t, out.z, x.v);
+        t.each(a.rows(), [&](int i) { row[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) {
+            const auto equal = abs(sg * x.v[i] - x.h[k]) <= tolerance * (abs(x.v[i]) + abs(x.h[k]));
+            out.lam[k] = select(which & !equal, V(0), out.lam[k]);
+            out.s[k] = select(which & equal, V(0), out.s[k]);
+            row[i] = fma(sg, out.lam[k], row[i]);
+        });
+        t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
+    }
+
     // Active rows become equalities, the others vanish; iterative refinement against the data themselves, beyond `rounds`
     // as long as a residual halves.
     template <class M>
@@ -134,7 +153,8 @@ struct Interior : Verdict<Tm, V, U> {
         t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.goal[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
             const auto active = x.active[k] > V(0);
-            x.weight[k] = select(active, system.hard(i), V(0));
+            const V hard = system.hard(i);
+            x.weight[k] = select(active, hard / fma(x.soft_side(k), hard, V(1)), V(0));
             x.D[i] = x.D[i] + x.weight[k];
             x.r[k] = select(active, V(1), V(0));
             x.goal[i] = select(active, sg * x.h[k], x.goal[i]);
@@ -147,17 +167,17 @@ struct Interior : Verdict<Tm, V, U> {
             t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
             a.add_Qz(t, out.z, gd);
             a.add_rows_t(t, out.y, gd);
-            if (a.m) t.gemv(a.n, a.m, a.A, a.n, out.nu, gd);
+            a.add_At(t, out.nu, gd);
             t.each(a.n, [&](int j) { gd[j] = -gd[j]; });
-            t.each(a.m, [&](int i) { gp[i] = -a.b[i]; });
-            if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, out.z, gp);
-            t.each(a.m, [&](int i) { gp[i] = -gp[i]; });
+            a.A_times(t, out.z, gp);
+            t.each(a.m, [&](int i) { gp[i] = fma(x.soft_equality, out.nu[i], a.b[i] - gp[i]); });
             a.rows_times(t, out.z, x.v);
-            t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * (x.v[i] - x.goal[i]); });
+            const auto off = [&](int i) { return fnma(x.soft_row(i), out.y[i], x.v[i] - x.goal[i]); };
+            t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * off(i); });
             const V dual_now = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
             V primal_now = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
             primal_now = t.max(a.rows(), primal_now, [&](int i) {
-                return select(x.D[i] > V(0), x.d[i] * abs(x.v[i] - x.goal[i]), V(0));
+                return select(x.D[i] > V(0), x.d[i] * abs(off(i)), V(0));
             });
             const V half = V(T(0.5));
             if (round >= rounds) going = going & ((dual_now < half * dual) | (primal_now < half * primal));
@@ -168,6 +188,7 @@ struct Interior : Verdict<Tm, V, U> {
             t.each(a.m, [&](int i) { out.nu[i] = select(going, out.nu[i] + dnu[i], out.nu[i]); });
             t.each(a.rows(), [&](int i) { out.y[i] = select(going & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
         }
+        keep_bounds(t, x, out, which);
         // signs: what is negative is cut off, and judged by the residuals
         a.rows_times(t, out.z, x.v);
         x.each(t, [&](int k, int i, V sg) {
@@ -206,6 +227,7 @@ struct Interior : Verdict<Tm, V, U> {
     void relax(T complementarity, int iterations) {
         const V aim = V(complementarity);
         const auto all = V(0) <= V(0);
+        system.aim = aim;
         start();
         loop(all, T(1e-13), iterations, aim);
         take_interior(all);
@@ -213,36 +235,37 @@ struct Interior : Verdict<Tm, V, U> {
         system.factor(x.D);
         V far = V(0);
         x.each(t, [&](int k, int, V) { far = max(far, x.on[k] * abs(fma(out.s[k], out.lam[k], -aim))); });
-        Base::wanted_gap = x.count * aim;
+        Base::wanted_gap = x.count * aim, Base::pairs = false;
         out.solved = select((judge() <= V(T(1e-9))) & (far <= V(T(1e-6)) * aim), V(1), V(0));
     }
 #endif
 
     void run(T tolerance, int iterations, bool with_polish) {
-        constexpr bool twice = sizeof(T) == 8;
-        const V exact = V(twice ? tolerance * T(1e-2) : tolerance * T(0.1));
+        const V exact = V(tolerance * T(Tuning<T>::enough));
         const V zero = V(0);
         auto open = zero <= zero;
         start();
         // Stop early and polish; where the active set was not yet right, go on and try again.
-        const T stages[] = {T(twice ? 1e-6 : 1e-4), T(twice ? 1e-10 : 1e-6), T(twice ? 1e-14 : 1e-7)};
         for (int stage = 0; with_polish && stage < 3 && any(open); ++stage) {
-            loop(open, stages[stage], iterations);
+            loop(open, T(Tuning<T>::stage[stage]), iterations);
             take_interior(open);
             const auto wanted = open;
             t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
-            polish(wanted, twice ? 3 : 2);
+            polish(wanted, Tuning<T>::polish_rounds);
             open = wanted & !(judge() <= exact);
             t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
-        if (!with_polish) loop(open, T(twice ? 1e-12 : 1e-6), iterations, V(T(0.1) * tolerance) / max(x.count, V(1)));
+        Base::pairs = with_polish;
+        if (!with_polish) loop(open, T(Tuning<T>::path), iterations, V(T(0.1) * tolerance) * system.unit * system.unit_dual / max(x.count, V(1)));
         if (any(open)) {  // no active set was confirmed: the interior point as it is
             take_interior(open);
+            if (with_polish) settle_pairs(open, V(tolerance));
             weigh_interior(open);
             system.factor(x.D);
         }
-        out.solved = select(judge() <= V(tolerance), V(1), zero);
+        const V error = judge();
+        out.solved = select(error <= V(tolerance), select(error <= exact, V(1), V(T(0.5))), zero);
     }
 };
 

@@ -1,5 +1,6 @@
 // Normal equations: the inequalities are condensed into H = Q + C'DC (bounds touch its diagonal only),
-// the equalities follow by the Schur complement A H⁻¹ A'. Needs no positive definite Q.
+// the equalities follow by the Schur complement A H⁻¹ A', after γ A'A was added to H: where A z = b holds that changes
+// nothing but nu, and so Q need be definite nowhere but along A z = 0, or not at all.
 // When Q is diagonal and rows are few, H stays diagonal: the rows of G are kept beside A in the complement
 //     [A; G] H⁻¹ [A; G]' + diag(δ, W).
 #pragma once
@@ -16,7 +17,11 @@ struct Normal {
 
     V *K, *iK, *B, *S, *iS, *GD;  // factors; B = [A; G] L⁻'; scratch for D G
     V *z, *nu, *y, *rd, *rp, *vz, *vnu, *u, *w, *W, *D;
-    V unit, unit_dual, stationarity, scale_dual, kappa;
+    V aim = V(0);         // what lam∘s shall be at the end: of a relaxed problem not zero
+    V soft = V(0);        // A z − soft nu = b
+    double spread = 1;    // how much farther from the boundary than usual the interior point starts
+    V *stiffness, *pull;  // γ of each equality; scratch (m)
+    V unit, unit_dual, stationarity, most_dual, kappa;
 
     Normal(const Tm& team, const Data<V, U>& data, bool keep) : t(team), a(data), keep_rows(keep) {}
 
@@ -28,6 +33,7 @@ struct Normal {
         const int n = a.n, k = mk();
         K = keep.take<V>(diagonal_H() ? 0 : size_t(n) * n), iK = keep.take<V>(n);
         S = keep.take<V>(size_t(k) * k), iS = keep.take<V>(k), W = keep.take<V>(kept()), D = keep.take<V>(a.rows());
+        stiffness = keep.take<V>(a.m), pull = work.take<V>(a.m);
         B = work.take<V>(size_t(n) * k);
         GD = work.take<V>(keep_rows ? 0 : size_t(n) * a.p);
         z = work.take<V>(n), nu = work.take<V>(a.m), y = work.take<V>(a.rows());
@@ -36,14 +42,13 @@ struct Normal {
     }
 
     V Qjj(int j) const { return V(a.diagonal ? a.Q[j] : a.Q[size_t(j) * a.n + j]); }
-    static constexpr T tiny() { return sizeof(T) == 8 ? T(1e-12) : T(1e-6); }
 
     OPTLAYER_CALL void factor(const V* D_) {
         const int n = a.n, k = mk();
         t.each(a.rows(), [&](int i) { D[i] = D_[i]; });
         auto diag = [&](int j) { return a.bounds ? Qjj(j) + D[a.p + j] : Qjj(j); };
         if (diagonal_H()) {
-            t.each(n, [&](int j) { iK[j] = V(1) / sqrt(diag(j) + V(tiny()) * kappa); });
+            t.each(n, [&](int j) { iK[j] = V(1) / sqrt(diag(j) + V(T(Tuning<T>::proximal)) * kappa); });
             t.each_pair(a.m, n, [&](int i, int j) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]) * iK[j]; });
             t.each_pair(kept(), n, [&](int i, int j) { B[size_t(j) * k + a.m + i] = V(a.G[size_t(i) * n + j]) * iK[j]; });
         } else {
@@ -54,10 +59,19 @@ struct Normal {
                 t.each_pair(n, a.p, [&](int j, int i) { GD[size_t(i) * n + j] = -(V(a.G[size_t(i) * n + j]) * D[i]); });
                 t.update_lower(n, a.p, K, n, GD, n, a.G, n);
             }
+            if (a.m) {
+                t.each(a.m, [&](int i) {
+                    V g = V(0);
+                    for (int j = 0; j < n; ++j) g = fma(V(a.A[size_t(i) * n + j]), V(a.A[size_t(i) * n + j]), g);
+                    stiffness[i] = select(g > V(0), kappa / g, V(0));
+                });
+                t.each_pair(n, a.m, [&](int j, int i) { B[size_t(i) * n + j] = -(stiffness[i] * V(a.A[size_t(i) * n + j])); });
+                t.update_lower(n, a.m, K, n, B, n, a.A, n);
+            }
             // proximal term: relative to the diagonal, so that no unit enters
             t.each(n, [&](int j) {
                 V& d = K[size_t(j) * n + j];
-                d = d + V(tiny()) * (d + kappa);
+                d = d + V(T(Tuning<T>::proximal)) * (d + kappa);
             });
             t.cholesky(n, K, n, iK, V(0));
             if (k) {
@@ -69,16 +83,19 @@ struct Normal {
             t.each(k * k, [&](int e) { S[e] = V(0); });
             t.update_lower(k, n, S, k, B, k, B, k);
             t.each_lower(k, [&](int i, int j) { S[size_t(j) * k + i] = -S[size_t(j) * k + i]; });
-            const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));
+            const V far = V(T(Tuning<T>::absent));
             t.each(kept(), [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
             t.each(k, [&](int i) {
                 V& d = S[size_t(i) * k + i];
-                d = d + V(tiny()) * d;
-                if (i >= a.m) d = d + W[i - a.m];
+                d = d + V(T(Tuning<T>::dual_proximal)) * d;
+                d = d + (i < a.m ? soft / held(i) : W[i - a.m]);
             });
             t.cholesky(k, S, k, iS, V(0));
         }
     }
+
+    // What γ A'(A z − soft nu) leaves of A'nu.
+    V held(int i) const { return diagonal_H() ? V(1) : fnma(stiffness[i], soft, V(1)); }
 
     OPTLAYER_CALL void solve_H(V* x) const {
         if (diagonal_H()) {
@@ -94,6 +111,10 @@ struct Normal {
         const int n = a.n, k = mk();
         t.each(n, [&](int j) { vz_[j] = a.bounds ? rz[j] - e[a.p + j] : rz[j]; });
         if (!keep_rows && a.p) t.gemv(n, a.p, a.G, n, e, vz_, -1);
+        if (a.m && !diagonal_H()) {
+            t.each(a.m, [&](int i) { pull[i] = stiffness[i] * rnu[i]; });
+            t.gemv(n, a.m, a.A, n, pull, vz_);
+        }
         if (k) {
             t.each(n, [&](int j) { w[j] = vz_[j]; });
             solve_H(w);
@@ -102,7 +123,7 @@ struct Normal {
             if (kept()) t.gemv_t(n, a.p, a.G, n, w, u + a.m);
             t.solve_lower(k, S, k, iS, u);
             t.solve_lower_t(k, S, k, iS, u);
-            t.each(a.m, [&](int i) { vnu_[i] = u[i]; });
+            t.each(a.m, [&](int i) { vnu_[i] = u[i] / held(i); });
             if (a.m) t.gemv(n, a.m, a.A, n, u, vz_, -1);
             if (kept()) t.gemv(n, a.p, a.G, n, u + a.m, vz_, -1);
         }
@@ -136,6 +157,7 @@ struct Normal {
         });
         const V far = t.max(R, V(1), [&](int i) { return abs(x.v[i]) * x.d[i]; });
         kappa = curvature() + V(T(1e-2)) * qmax / far;
+        kappa = select(kappa > V(T(1e-25)), kappa, V(1));  // no objective at all
         t.each(R, [&](int i) {
             x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
             x.e[i] = -x.D[i] * x.v[i];
@@ -148,7 +170,7 @@ struct Normal {
         x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
         t.largest(unit);
         const V pull = t.max(R, V(0), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
-        unit = max(max(unit, pull), V(T(1e-8)));
+        unit = max(max(max(unit, pull), V(T(1e-8))) * V(T(spread)), sqrt(aim / kappa));
         unit_dual = unit * kappa;
         t.each(R, [&](int i) { y[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
@@ -157,18 +179,21 @@ struct Normal {
             x.lam[k] = select(x.on[k] > V(0), unit * unit_dual / s * x.d[i], V(0));
             y[i] = fma(sg, x.lam[k], y[i]);
         });
-        scale_dual = max(qmax, unit_dual);
+        most_dual = max(qmax, unit_dual);
     }
 
     void row_values(V* v) {
         a.rows_times(t, z, v);
-        t.each(a.n, [&](int j) { rd[j] = a.q[j]; });
+        t.each(a.n, [&](int j) { rd[j] = V(0); });
         a.add_Qz(t, z, rd);
+        const V forces = t.max(a.n, V(0), [&](int j) { return abs(rd[j]) + abs(a.q[j]); });  // what multipliers are held against
+        unit_dual = larger(forces, V(T(1e-8)) * most_dual);
+        t.each(a.n, [&](int j) { rd[j] = rd[j] + a.q[j]; });
         a.add_rows_t(t, y, rd);
         if (a.m) t.gemv(a.n, a.m, a.A, a.n, nu, rd);
-        t.each(a.m, [&](int i) { rp[i] = -a.b[i]; });
+        t.each(a.m, [&](int i) { rp[i] = -fma(soft, nu[i], a.b[i]); });
         if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, z, rp);
-        stationarity = max(t.max(a.n, V(0), [&](int j) { return abs(rd[j]); }) / scale_dual,
+        stationarity = max(t.max(a.n, V(0), [&](int j) { return abs(rd[j]); }) / unit_dual,
                            t.max(a.m, V(0), [&](int i) { return abs(rp[i]); }));
         t.each(a.n, [&](int j) { rd[j] = -rd[j]; });
         t.each(a.m, [&](int i) { rp[i] = -rp[i]; });
@@ -191,7 +216,7 @@ struct Normal {
             g = V(0);
             for (int j = 0; j < a.n; ++j) g = fma(V(a.G[size_t(i) * a.n + j]), V(a.G[size_t(i) * a.n + j]), g);
         }
-        return V(T(sizeof(T) == 8 ? 1e8 : 1e4)) * kappa / select(g > V(0), g, V(1));
+        return V(T(Tuning<T>::hard_normal)) * kappa / select(g > V(0), g, V(1));
     }
 };
 
@@ -222,7 +247,7 @@ struct NullSpace {
             for (int i = j; i < n; ++i) norm += H[size_t(j) * n + i] * H[size_t(j) * n + i];
             norm = sqrt(norm);
             top = max(top, norm), least = min(least, norm);
-            if (!(norm > U(sizeof(U) == 8 ? 1e-10 : 1e-5) * top)) return false;
+            if (!(norm > U(Tuning<U>::rank) * top)) return false;
             U& head = H[size_t(j) * n + j];
             const U beta = head > U(0) ? -norm : norm;
             tau[j] = (beta - head) / beta;
@@ -291,7 +316,7 @@ struct Reduced {
     using T = scalar_of<V>;
     V *q, *zp, *row0;                       // reduced linear term; A⁺b; C A⁺b
     V *w, *x, *part, *shift, *u, *none;     // scratch
-    V unit, unit_dual, stationarity, kappa;
+    V unit, unit_dual, stationarity, kappa, aim = V(0);
 
     Reduced(const Tm& t_, const Data<V, U>& a_, const NullSpace<U>& f_)
         : t(t_), a(a_), f(f_), r{f_.reduced(), 0, a_.rows(), false, f_.Q, f_.C, nullptr, nullptr, nullptr}, in(t_, r, false) {}
@@ -313,6 +338,7 @@ struct Reduced {
         t.each(r.n, [&](int c) { q[c] = V(0); });
         t.gemv_t(a.n, r.n, f.Z, a.n, w, q);
         r.q = q;
+        in.aim = aim;
         in.start(s);
         s.each(t, [&](int k, int i, V sg) { s.h[k] = s.h[k] + sg * row0[i]; });
         unit = in.unit, unit_dual = in.unit_dual;
@@ -321,7 +347,7 @@ struct Reduced {
     void row_values(V* v) {
         in.row_values(v);
         t.each(a.rows(), [&](int i) { v[i] = v[i] + row0[i]; });
-        stationarity = in.stationarity;
+        stationarity = in.stationarity, unit_dual = in.unit_dual;
     }
     void factor(const V* D) {
         in.kappa = kappa;

@@ -76,8 +76,6 @@ struct Pivoting {
         index = a.template take<int>(rows), sign = a.template take<int>(most), state = a.template take<int>(rows);
     }
 
-    static constexpr T rounding() { return sizeof(T) == 8 ? T(1e-13) : T(1e-6); }
-
     // Before either method: v, lo, up are given.
     void start(const Columns<T>& M) {
         T size = 0;
@@ -90,7 +88,7 @@ struct Pivoting {
             if (lo[i] > -infinite()) limit = max(limit, abs(lo[i]));
             size = max(size, scale[i] * (abs(v[i]) + limit));
         }
-        slack = rounding() * size, k = 0, pivots = 0, refuted = -1, inverted = false;
+        slack = Tuning<T>::slack * size, k = 0, pivots = 0, refuted = -1, inverted = false;
     }
 
     // The row that is violated most, in units of 1 / scale; -1: none.
@@ -132,12 +130,12 @@ struct Pivoting {
             for (;;) {  // until row r is active
                 if (++pivots > limit) return false;
                 const T pivot = g[r];
-                const bool dependent = k == most || !(pivot > T(sizeof(T) == 8 ? 1e-11 : 1e-5) * all);
+                const bool dependent = k == most || !(pivot > Tuning<T>::dependent * all);
                 for (int i = 0; i < k; ++i) u[i] = l[i];
                 solve_lower_t(k, L, most, iL, u);
                 if (dependent)  // r is a combination of other rows: what is rounding is no part of it
                     for (int i = 0; i < k; ++i)
-                        if (abs(u[i]) * scale[r] <= T(sizeof(T) == 8 ? 1e-11 : 1e-5) * scale[index[i]]) u[i] = T(0);
+                        if (abs(u[i]) * scale[r] <= Tuning<T>::dependent * scale[index[i]]) u[i] = T(0);
                 T step = dependent ? infinite() : sg * (v[r] - goal) / pivot;
                 int blocking = -1;
                 for (int i = 0; i < k; ++i) {
@@ -191,7 +189,7 @@ struct Pivoting {
     }
 
   private:
-    static constexpr T infinite() { return sizeof(T) == 8 ? T(1e300) : T(1e37); }
+    static constexpr T infinite() { return Tuning<T>::infinity; }
     T goal_of(int i) const { return state[i] > 0 ? up[i] : lo[i]; }
 
     // What each row should be by its value or multiplier; the number of rows that were something else. (No branch: it
@@ -273,7 +271,7 @@ struct Pivoting {
             T top = T(0);
             for (int j = 0; j < m; ++j)
                 for (int i = j; i < m; ++i) S[size_t(j) * m + i] = -S[size_t(j) * m + i], top = max(top, S[size_t(j) * m + i]);
-            if (any(cholesky(m, S, m, iS, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top))) return false;
+            if (any(cholesky(m, S, m, iS, Tuning<T>::block_pivot * top))) return false;
             for (int c = 0; c < m; ++c) mu[c] = -mu[c];
             solve_lower(m, S, m, iS, mu);
             solve_lower_t(m, S, m, iS, mu);
@@ -325,7 +323,7 @@ struct Pivoting {
         for (; j < count; ++j)
             for (int i = j; i < count; ++i) L[size_t(j) * most + i] = matrix[size_t(which[j]) * rows + which[i]];
         for (j = 0; j < count; ++j) top = max(top, L[size_t(j) * most + j]);
-        return !cholesky(count, L, most, iL, T(sizeof(T) == 8 ? 1e-13 : 1e-6) * top);
+        return !cholesky(count, L, most, iL, Tuning<T>::block_pivot * top);
     }
     // y over the active rows from the factor alone: what the steps have added up is forgotten
     void multipliers() {

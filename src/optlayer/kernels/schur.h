@@ -33,14 +33,14 @@ struct SchurFactors {
         if (a.diagonal) {
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[j]); });
             const U least = t.min(n, top, [&](int j) { return U(a.Q[j]); });
-            bad = !(least > U(pivot_ratio<scalar_of<U>>()) * top);
+            bad = !(least > U(Tuning<scalar_of<U>>::pivot_ratio) * top);
             t.each(n, [&](int j) { iL[j] = U(1) / sqrt(U(a.Q[j])); });
             t.each_pair(p, n, [&](int i, int j) { X[size_t(j) * p + i] = X[size_t(j) * p + i] * iL[j]; });
             t.each_pair(m, n, [&](int i, int j) { B[size_t(j) * m + i] = B[size_t(j) * m + i] * iL[j]; });
         } else {
             t.each(n * n, [&](int k) { L[k] = a.Q[k]; });
             const U top = t.max(n, U(0), [&](int j) { return U(a.Q[size_t(j) * n + j]); });
-            bad = t.cholesky(n, L, n, iL, U(pivot_ratio<scalar_of<U>>()) * top);
+            bad = t.cholesky(n, L, n, iL, U(Tuning<scalar_of<U>>::pivot_ratio) * top);
             bad = bad | !(top > U(0));
             t.trsm_right(p, n, X, p, L, n, iL);
             if (m) t.trsm_right(m, n, B, m, L, n, iL);
@@ -53,7 +53,7 @@ struct SchurFactors {
             t.update_lower(m, n, LA, m, B, m, B, m);
             t.each(m * m, [&](int k) { LA[k] = -LA[k]; });
             const U top = t.max(m, U(0), [&](int j) { return LA[size_t(j) * m + j]; });
-            bad = bad | t.cholesky(m, LA, m, iLA, U(pivot_ratio<scalar_of<U>>()) * top);
+            bad = bad | t.cholesky(m, LA, m, iLA, U(Tuning<scalar_of<U>>::pivot_ratio) * top);
             t.each(p * m, [&](int k) { E[k] = U(0); });
             t.update(p, m, n, E, p, X, p, B, m);
             t.each(p * m, [&](int k) { E[k] = -E[k]; });
@@ -63,9 +63,6 @@ struct SchurFactors {
         return bad;
     }
 
-    // smallest pivot, relative to the largest diagonal entry, at which forming M is still accurate
-    template <class T>
-    static constexpr T pivot_ratio() { return sizeof(T) == 8 ? T(1e-11) : T(1e-6); }
 };
 
 template <class Tm, class V, class U>
@@ -78,7 +75,7 @@ struct Schur {
     V *F, *iF;                       // M + W = F F'
     V *y, *v0, *z0, *nu0, *w, *wm;   // multipliers of the rows; G z, z, nu at y = 0; scratch
     V *W;
-    V unit, unit_dual, stationarity, scale_dual;
+    V unit, unit_dual, stationarity, scale_dual, aim = V(0);
 
     Schur(const Tm& team, const Data<V, U>& data, const SchurFactors<U>& factors) : t(team), a(data), f(factors) {}
 
@@ -141,7 +138,8 @@ struct Schur {
         });
         unit = t.max(a.p, V(0), [&](int i) { return x.on[i] * x.d[i] * (v0[i] - x.h[i]); });
         const V size = t.max(a.p, V(T(1e-30)), [&](int i) { return x.on[i] * x.d[i] * abs(x.h[i]); });
-        unit = max(unit, V(sizeof(T) == 8 ? T(1e-7) : T(1e-3)) * size);  // not below rounding
+        unit = max(unit, V(T(Tuning<T>::least_unit)) * size);  // not below rounding
+        unit = max(unit, sqrt(aim));
         unit_dual = unit;
         x.each(t, [&](int k, int i, V) {
             const V s = max((x.h[k] - v0[i]) * x.d[i], unit);
@@ -160,7 +158,7 @@ struct Schur {
     }
 
     OPTLAYER_CALL void factor(const V* D) {
-        const V far = V(sizeof(T) == 8 ? T(1e60) : T(1e18));  // an absent row drops out
+        const V far = V(T(Tuning<T>::absent));  // an absent row drops out
         t.each(a.p, [&](int i) { W[i] = select(D[i] > V(0), min(V(1) / max(D[i], V(1) / far), far), far); });
         t.each_lower(a.p, [&](int i, int j) { F[size_t(j) * a.p + i] = V(f.M[size_t(j) * a.p + i]); });
         t.each(a.p, [&](int j) { F[size_t(j) * a.p + j] = F[size_t(j) * a.p + j] + W[j]; });
@@ -194,7 +192,7 @@ struct Schur {
     // weight of an active row in the polish: W relative to M
     V hard(int i) const {
         const V g = V(f.M[size_t(i) * a.p + i]);
-        return V(T(sizeof(T) == 8 ? 1e11 : 1e5)) / select(g > V(0), g, V(1));
+        return V(T(Tuning<T>::hard_schur)) / select(g > V(0), g, V(1));
     }
 };
 

@@ -19,7 +19,7 @@ struct Plan {
     int bounds;          // n when variables have bounds, given or found
     int diagonal;        // Q is diagonal, given or found
     bool shared;         // the batch shares Q, G and A
-    bool lower, upper;
+    bool below, lower, upper;  // whether rows have lower sides, and variables bounds of either kind
     int *kept;           // p rows of G that stay; nullptr: all, and no row is a bound
     int *lower_row, *upper_row;  // row of G that is the bound of variable j, or -1: the user's own
     bool whole;          // the active-set method forms all of M
@@ -33,7 +33,7 @@ struct Plan {
     int bound_row(int j, bool upper) const { return kept ? (upper ? upper_row : lower_row)[j] : -1; }
 #endif
     int rows() const { return p + bounds; }
-    int sides() const { return p + (lower ? n : 0) + (upper ? n : 0); }
+    int sides() const { return p + (below ? p : 0) + (lower ? n : 0) + (upper ? n : 0); }
 };
 
 template <class T>
@@ -46,7 +46,7 @@ struct View {  // a tensor of Args, typed
 };
 
 template <class T>
-T huge() { return sizeof(T) == 8 ? T(1.7e308) : T(3.4e38); }
+T huge() { return std::is_same<T, float>::value ? T(3.4e38) : T(1.7e308); }
 
 // V: value of the group. U: T when matrices are shared, V otherwise.
 template <class V, class U, class Tm = Solo<V>>
@@ -62,6 +62,7 @@ struct Group {
     Point<V> out{};
     int64_t member[W];
     int count = 0;
+    bool converged[W];  // whether `adjoint` has found the derivative of each lane
 
     Group(const Args& args, const Plan& p, const Tm& team = Tm()) : g(args), plan(p), t(team) {}
 
@@ -168,35 +169,48 @@ struct Group {
         }
     }
 
+    // Row of G times the solution.
+    T row_value(int64_t mem, int row) const {
+        const T *G = View<const T>(g.G).of(mem) + size_t(row) * plan.n, *z = View<const T>(g.z).of(mem);
+        T sum = T(0);
+        for (int j = 0; j < plan.n; ++j) sum = fma(G[j], z[j], sum);
+        return sum;
+    }
     // Coefficient of a row of G that is a bound of variable j.
     T coefficient(int64_t mem, int row, int j) const { return View<const T>(g.G).of(mem)[size_t(row) * plan.n + j]; }
 
     void place_sides(Arena& keep, Arena& work) {
-        x.p = plan.p, x.base = plan.p, x.lower = plan.lower ? plan.n : 0, x.upper = plan.upper ? plan.n : 0;
+        x.p = plan.p, x.below = plan.below ? plan.p : 0, x.base = plan.p;
+        x.lower = plan.lower ? plan.n : 0, x.upper = plan.upper ? plan.n : 0;
         x.place(keep, work);
         out.place(work, plan.n, plan.m, plan.rows(), plan.sides());
     }
 
-    // get(member, side) for every side: `rows` is (p), `lb`, `ub` are (n); divided: by |coefficient| of found bounds
+    // get(member, side) for every side: `from_row` of (member, row of G, size of the coefficient that a found bound is
+    // divided by, whether it is the row's lower side), `from_bound` of (member, variable, whether it is the upper bound).
     template <class Rows, class Bound>
     void fill_sides(V* dst, Rows&& from_row, Bound&& from_bound) const {
-        fill(dst, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept_row(k), T(1)); });
+        fill(dst, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept_row(k), T(1), false); });
+        if (plan.below) fill(dst + plan.p, plan.p, [&](int64_t mem, int k) { return from_row(mem, plan.kept_row(k), T(1), true); });
         auto bound = [&](V* d, bool upper) {
             fill(d, plan.n, [&](int64_t mem, int j) {
                 const int row = plan.bound_row(j, upper);
                 if (row < 0) return from_bound(mem, j, upper);
                 const T c = coefficient(mem, row, j);
-                return from_row(mem, row, c < T(0) ? -c : c);
+                return from_row(mem, row, c < T(0) ? -c : c, upper == (c < T(0)));
             });
         };
-        if (plan.lower) bound(dst + plan.p, false);
-        if (plan.upper) bound(dst + plan.p + x.lower, true);
+        if (plan.lower) bound(dst + x.first_lower(), false);
+        if (plan.upper) bound(dst + x.first_upper(), true);
     }
 
     void load_sides() {
-        const View<const T> h(g.h), lb(g.lb), ub(g.ub);
+        const View<const T> h(g.h), h_lower(g.h_lower), lb(g.lb), ub(g.ub);
         fill_sides(
-            x.h, [&](int64_t mem, int r, T c) { return h.of(mem)[r] / c; },
+            x.h, [&](int64_t mem, int r, T c, bool below) {
+                if (!below) return h.of(mem)[r] / c;
+                return h_lower ? -h_lower.of(mem)[r] / c : huge<T>() * T(2);
+            },
             [&](int64_t mem, int j, bool upper) {
                 if (upper) return ub ? ub.of(mem)[j] : huge<T>() * T(2);
                 return lb ? -lb.of(mem)[j] : huge<T>() * T(2);
@@ -208,23 +222,28 @@ struct Group {
         });
     }
 
-    void store_sides(const V* src, const Tensor& rows, const Tensor& lb, const Tensor& ub, bool divide) const {
-        const View<T> r(rows), l(lb), u(ub);
+    // The tensors that a value of each side goes to.
+    struct Homes { Tensor rows, below, lb, ub; };
+
+    void store_sides(const V* src, const Homes& to, bool divide) const {
+        const View<T> r(to.rows), b(to.below), l(to.lb), u(to.ub);
         const T* raw = reinterpret_cast<const T*>(src);
         for (int ln = 0; ln < count; ++ln) {
             const int64_t mem = member[ln];
             t.each(plan.p, [&](int k) { r.of(mem)[plan.kept_row(k)] = raw[size_t(k) * W + ln]; });
+            if (plan.below && b) t.each(plan.p, [&](int k) { b.of(mem)[plan.kept_row(k)] = raw[size_t(plan.p + k) * W + ln]; });
             for (int upper = 0; upper < 2; ++upper) {
                 if (!(upper ? plan.upper : plan.lower)) continue;
                 const View<T>& own = upper ? u : l;
-                const T* from = raw + size_t(plan.p + (upper ? x.lower : 0)) * W + ln;
+                const T* from = raw + size_t(upper ? x.first_upper() : x.first_lower()) * W + ln;
                 t.each(plan.n, [&](int j) {
                     const T v = from[size_t(j) * W];
                     const int row = plan.bound_row(j, upper);
                     if (row >= 0) {
                         T c = coefficient(mem, row, j);
+                        const View<T>& home = bool(upper) == (c < T(0)) ? b : r;
                         c = c < T(0) ? -c : c;
-                        r.of(mem)[row] = divide ? v / c : v * c;
+                        if (home) home.of(mem)[row] = divide ? v / c : v * c;
                     } else if (own) {
                         own.of(mem)[j] = v;
                     }
@@ -254,7 +273,7 @@ struct Group {
         out.solved = select(bad, V(0), out.solved);
         int32_t proof = 0;
 #ifndef __CUDACC_RTC__
-        look_again(ip);
+        if (g.single == 2) round_answer(ip, x, out);
         if constexpr (W == 1)
             if (!(out.solved > V(0))) proof = ip.certify(T(1e-9), most_terms());
 #endif
@@ -270,8 +289,8 @@ struct Group {
         Verdict<Tm, V, U> judge(t, a, x, out);
         judge.place(work);
         if (work.base) {
-            system.run(judge, x, out, bad, count, T(g.tolerance));
-            look_again(judge);
+            system.run(judge, x, out, bad, count, T(g.tolerance), g.max_iterations < 60 ? g.max_iterations : 1 << 30);
+            if (g.single == 2) round_answer(judge, x, out);
             if (!mixed) system.certify(judge, out, most_terms());
         }
         if constexpr (mixed) refine_in_double(system, work);
@@ -283,7 +302,7 @@ struct Group {
         Data<double, U> data = wide_matrices();
         data.q = q, data.b = b;
         Sides<double> sides{};
-        sides.p = x.p, sides.base = x.base, sides.lower = x.lower, sides.upper = x.upper;
+        sides.p = x.p, sides.below = x.below, sides.base = x.base, sides.lower = x.lower, sides.upper = x.upper;
         sides.place(work, work);
         Point<double> point{};
         point.place(work, a.n, a.m, plan.rows(), plan.sides());
@@ -303,16 +322,6 @@ struct Group {
     }
     Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
 
-    template <class Judge> void look_again(Judge& judge) {
-        if (g.single == 2) round_answer(judge, x, out);
-        if (g.single == 0) mark_rough(judge);
-    }
-    // Solved to the tolerance, but neither to a hundredth of it nor within 1e-6 in the problem's own units: out.solved is 1/2.
-    template <class Judge> void mark_rough(Judge& judge) {
-        const auto far = (out.solved > V(0)) & (max(out.primal, max(out.dual, out.gap)) > V(T(1e-6)));
-        if (any(far)) out.solved = select(far & (judge.judge() > V(T(1e-2 * g.tolerance))), V(T(0.5)), out.solved);
-    }
-
     // How large the terms of an infeasible problem's proof may be, relative to its value: the data may be rounded.
     T most_terms() const { return T(g.single ? 1e3 : 1e6); }
 
@@ -328,11 +337,13 @@ struct Group {
         t.each(plan.rows(), [&](int i) { point.y[i] = X(0); });
         sides.each(t, [&](int k, int i, X sg) { point.y[i] = fma(sg, point.lam[k], point.y[i]); });
         const X tolerance = X(R(g.tolerance));
-        auto good = judge.judge() <= tolerance;
-        if (any((point.solved > X(0)) & !good)) good = good | (judge.template judge<true>() <= tolerance);
-        point.solved = select(good, point.solved, X(0));
+        judge.noise = X(R(Tuning<float>::rounded)), judge.most_noise = X(R(Tuning<float>::most_noise));
+        point.solved = select(judge.judge() <= tolerance, point.solved, X(0));
     }
 #endif
+
+    // h - G z; of a row that is a bound from whichever side it is.
+    void store_slacks(const V* s) const { store_sides(s, {g.s, {nullptr, 0}, {nullptr, 0}, {nullptr, 0}}, false); }
 
     void store_answer() const {
         store(out.z, g.z, plan.n);
@@ -341,14 +352,14 @@ struct Group {
         t.each(x.total(), [&](int k) {
             s[k] = select(x.on[k] > V(0), s[k], V(huge<T>() * T(2)));  // the slack of no constraint is infinite
         });
-        store_sides(s, g.s, Tensor{nullptr, 0}, Tensor{nullptr, 0}, false);
-        store_sides(out.lam, g.lam, g.lam_lb, g.lam_ub, true);
+        store_slacks(s);
+        store_sides(out.lam, {g.lam, g.lam_lower, g.lam_lb, g.lam_ub}, true);
         t.one([&] {
             for (int l = 0; l < count; ++l) {
                 const int64_t mem = member[l];
-                View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0.5) ? SOLVED
+                View<int32_t>(g.status).of(mem)[0] = lane(out.solved, l) > T(0.5) || (lane(out.solved, l) > T(0) && (g.single || !g.polish)) ? SOLVED
                     : lane(out.solved, l) > T(0)                                ? ROUGH
-                    : lane(out.solved, l) < T(0)                                ? PRIMAL_INFEASIBLE
+                    : lane(out.proven, l) > T(0)                                ? PRIMAL_INFEASIBLE
                     : lane(out.iterations, l) >= T(g.max_iterations)            ? MAX_ITERATIONS
                                                                                 : NUMERICAL_ERROR;
                 View<int32_t>(g.iterations).of(mem)[0] = int32_t(lane(out.iterations, l));
@@ -370,9 +381,12 @@ struct Group {
     }
     // The right-hand side of the sides, in the units of found bounds.
     void load_side_rhs(V* rk) const {
-        const View<const T> rl(g.r_lam), rlo(g.r_lb), rup(g.r_ub);
+        const View<const T> rl(g.r_lam), rbelow(g.r_lower), rlo(g.r_lb), rup(g.r_ub);
         fill_sides(
-            rk, [&](int64_t mem, int r, T c) { return rl ? rl.of(mem)[r] / c : T(0); },
+            rk, [&](int64_t mem, int r, T c, bool below) {
+                const View<const T>& from = below ? rbelow : rl;
+                return from ? from.of(mem)[r] / c : T(0);
+            },
             [&](int64_t mem, int j, bool up) {
                 return up ? (rup ? rup.of(mem)[j] : T(0)) : (rlo ? rlo.of(mem)[j] : T(0));
             });
@@ -393,7 +407,7 @@ struct Group {
         if (g.r_nu.data && m) load(rnu, g.r_nu, m);
         t.each(R, [&](int i) { goal[i] = V(0); });
         system.mark_sides();
-        const bool sides = g.r_lam.data || g.r_lb.data || g.r_ub.data;
+        const bool sides = g.r_lam.data || g.r_lower.data || g.r_lb.data || g.r_ub.data;
         if (sides) {
             load_side_rhs(rk);
             x.each(t, [&](int k, int i, V sg) {
@@ -401,11 +415,12 @@ struct Group {
                     if (system.side_of(i, l) * lane(sg, l) > T(0)) set_lane(goal[i], l, lane(sg * rk[k], l));
             });
         }
+        for (int l = 0; l < W; ++l) converged[l] = true;
         if (!mixed || !system.refined()) {
             system.kkt(rz, rnu, goal, vz, vnu, vy);
         } else if constexpr (mixed) {
             load_matrices();  // Q as well
-            if (!system.kkt_refined(wide_matrices(), sums, rz, rnu, goal, vz, vnu, vy)) vz[0] = std::numeric_limits<T>::quiet_NaN();
+            converged[0] = system.kkt_refined(wide_matrices(), sums, rz, rnu, goal, vz, vnu, vy);
         }
         x.each(t, [&](int k, int i, V sg) {
             vk[k] = V(0);
@@ -415,7 +430,7 @@ struct Group {
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);
-        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true);
+        store_sides(vk, {g.v_lam, g.v_lower, g.v_lb, g.v_ub}, true);
     }
 #endif
     template <class System>
@@ -429,13 +444,17 @@ struct Group {
         zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
         if (g.r_z.data) load(rz, g.r_z, n);
         if (g.r_nu.data && m) load(rnu, g.r_nu, m);
-        const View<const T> ps(g.s), pl(g.lam), pz(g.z), plo(g.lam_lb), pup(g.lam_ub), lb(g.lb), ub(g.ub);
+        const View<const T> ps(g.s), pl(g.lam), pbelow(g.lam_lower), pz(g.z), plo(g.lam_lb), pup(g.lam_ub), lb(g.lb), ub(g.ub);
+        const View<const T> h_lower(g.h_lower);
         load_side_rhs(rk);
         fill_sides(
-            lam, [&](int64_t mem, int r, T c) { return pl.of(mem)[r] * c; },
+            lam, [&](int64_t mem, int r, T c, bool below) { return below ? (pbelow ? pbelow.of(mem)[r] * c : T(0)) : pl.of(mem)[r] * c; },
             [&](int64_t mem, int j, bool up) { return up ? (pup ? pup.of(mem)[j] : T(0)) : (plo ? plo.of(mem)[j] : T(0)); });
         fill_sides(
-            s, [&](int64_t mem, int r, T c) { return ps.of(mem)[r] / c; },
+            s, [&](int64_t mem, int r, T c, bool below) {
+                if (!below) return ps.of(mem)[r] / c;
+                return h_lower ? larger(row_value(mem, r) - h_lower.of(mem)[r], T(0)) / c : T(1);
+            },
             [&](int64_t mem, int j, bool up) {
                 const T z = pz.of(mem)[j];
                 if (up) return ub ? max(ub.of(mem)[j] - z, T(0)) : T(1);
@@ -446,14 +465,13 @@ struct Group {
         if (rebuild) {  // weights from the point alone
             zero(x.D, R);
             x.each(t, [&](int k, int i, V) {
-                x.weight[k] = min(lam[k] / max(s[k], V(T(sizeof(T) == 8 ? 1e-30 : 1e-20))), system.hard(i));
+                x.weight[k] = min(lam[k] / max(s[k], V(T(Tuning<T>::least_slack))), system.hard(i));
                 x.D[i] = x.D[i] + x.weight[k];
             });
             system.factor(x.D);
         }
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
-        const V nan = V(huge<T>() * T(2) - huge<T>() * T(2));
         using Judge = Verdict<Tm, V, U>;
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
         // to them, so that the units of the objective do not matter.
@@ -487,7 +505,7 @@ struct Group {
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
             const V now = max(Judge::relative(size(n, gz), force), Judge::relative(max(size(m, gnu), size(S, rho)), move));
-            const auto exact = going & (now <= V(T(sizeof(T) == 8 ? 1e-14 : 1e-7)));
+            const auto exact = going & (now <= V(T(Tuning<T>::exact)));
             left = select(exact, now, left);
             going = going & !exact;
             if (round >= least) going = going & (now < V(T(0.5)) * left);
@@ -498,13 +516,12 @@ struct Group {
             t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });
             x.each(t, [&](int k, int i, V sg) { vk[k] = select(going, fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]), vk[k]); });
         }
-        // refinement that does not converge is no answer: a mark, for who can do better
-        const auto converged = left <= V(T(sizeof(T) == 8 ? 1e-9 : 1e-2));
-        t.one([&] { vz[0] = select(converged, vz[0], nan); });
+        // refinement that does not converge is no answer: who calls must do better
+        for (int l = 0; l < W; ++l) converged[l] = lane(left <= V(T(Tuning<T>::converged)), l);
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);
-        store_sides(vk, g.v_lam, g.v_lb, g.v_ub, true);
+        store_sides(vk, {g.v_lam, g.v_lower, g.v_lb, g.v_ub}, true);
     }
 };
 

@@ -1,6 +1,20 @@
-// The verdict on an answer: its residuals, measured as kkt.py measures them, and the proofs of problems without solution.
+// The judge: how far an answer is from solving the problem, and the proofs of problems without solution.
+//
+// An answer is SOLVED when it is exact for data that differ entry by entry by a relative tolerance (the componentwise
+// backward error of Oettli and Prager 1964; Higham, Accuracy and Stability, ch. 7). So each entry of a residual is
+// divided by the sum of the magnitudes of its own terms,
+//     |Qz + q + C'y + A'nu|_j  by  (|Q||z| + |q| + |C|'|y| + |A|'|nu|)_j,      |Az - b|_i  by  (|A||z| + |b|)_i,
+// and so a row; a side whose multiplier is positive must be an equality in this sense, or its multiplier must be as small
+// beside the terms of every entry of stationarity that it enters. Units of variables, rows and objective decide nothing.
+//
+// Three things keep that honest. What rounding leaves of a zero has no terms to be measured by: residuals of the size that
+// rounding a sum, or the variables by their own scale (|z_j|, or the terms of stationarity over Q_jj), can cause are none.
+// Terms that cancel excuse little: beyond `cancelled` times what is left of them, they count as so much. And where rounding
+// the terms may hide as much as the objective itself, as of points or multipliers that run off, nothing is solved.
+// kkt.py says the same for the reference and the tests.
 #pragma once
 #include "args.h"
+#include "tuning.h"
 #include "workspace.h"
 
 namespace optlayer {
@@ -10,113 +24,94 @@ struct Point {  // of one QP, in the user's units
     V *z, *nu, *y, *s, *lam;
     V primal, dual, gap;
     V iterations;
-    V solved;  // 1; 1/2: roughly (mark_rough); 0; -1: proven infeasible (Active::certify)
+    V solved;  // 1; 1/2: to the tolerance, but not to what refinement aims at; 0
+    V proven;  // 1 where a proof of infeasibility stands in lam and nu (Active::certify), else 0
 
     void place(Arena& a, int n, int m, int rows, int sides) {
         z = a.take<V>(n), nu = a.take<V>(m), y = a.take<V>(rows), s = a.take<V>(sides), lam = a.take<V>(sides);
+        proven = V(0);
     }
 };
 
-template <class Tm, class V, class U>
+// Bounds hold exactly: a variable whose bound is active (x.active) equals it, no other one is beyond its own.
+template <class Tm, class V, class M>
+OPTLAYER_CALL void keep_bounds(const Tm& t, const Sides<V>& x, Point<V>& out, M which) {
+    t.each(x.lower, [&](int j) {
+        const int k = x.first_lower() + j;
+        const V bound = -x.h[k];
+        out.z[j] = select(which & (x.on[k] > V(0)) & ((x.active[k] > V(0)) | (out.z[j] < bound)), bound, out.z[j]);
+    });
+    t.each(x.upper, [&](int j) {
+        const int k = x.first_upper() + j;
+        const V bound = x.h[k];
+        out.z[j] = select(which & (x.on[k] > V(0)) & ((x.active[k] > V(0)) | (out.z[j] > bound)), bound, out.z[j]);
+    });
+}
+
+template <class Tm, class V, class U, class D = Data<V, U>>
 struct Verdict {
     const Tm& t;
-    const Data<V, U>& a;
+    const D& a;
     Sides<V>& x;
     Point<V>& out;
     using T = scalar_of<V>;
-    V *gd, *gp, *dz, *row;  // residuals of stationarity and of A z = b; scratch
-    V wanted_gap = V(0);    // of a relaxed problem
+    V *gd, *gp, *dz, *row;   // residuals of stationarity and of A z = b; scratch
+    V *size, *scale;         // of each variable: what is left of the terms of its stationarity; how large rounding may see it
+    V wanted_gap = V(0);     // of a relaxed problem
+    bool equilibrated = false;  // variables are in units in which a variable without curvature may be as large as any
+    bool pairs = true;       // slacks and multipliers are judged pair by pair; false: by the gap alone
 
-    Verdict(const Tm& team, const Data<V, U>& data, Sides<V>& sides, Point<V>& point)
-        : t(team), a(data), x(sides), out(point) {}
+    Verdict(const Tm& team, const D& data, Sides<V>& sides, Point<V>& point)
+        : t(team), a(data), x(sides), out(point), noise(V(Tuning<T>::noise(data.n))) {}
 
-    void place(Arena& w) { gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), row = w.take<V>(a.rows()); }
+    void place(Arena& w) {
+        gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), row = w.take<V>(a.rows());
+        size = w.take<V>(a.n), scale = w.take<V>(a.n);
+    }
 
-    // What rounding may have hidden in a sum counts as residual: so much of its largest term.
-    static constexpr T rounding = sizeof(T) == 8 ? T(2.2e-16) : T(1.2e-7);
-    // What a residual is divided by: one plus the largest term that enters it, but terms beyond 1e4 times the data count
-    // as that much (kkt.py). Multipliers that run off to 1e90 excuse nothing.
-    static V allowed(V terms, V data) { return V(1) + min(terms, V(T(1e4)) * (V(1) + data)); }
+    static constexpr double cancelled = 10;
+    V noise;                 // of a sum, relative to its terms
+    V most_noise = V(T(Tuning<T>::most_noise));  // relative to the objective, or to the largest side
 
-    // Residuals of `out`; returns the largest relative one. Terms are not taken apart further than Qz, G'lam, a row of Gz:
-    // they are then no larger than kkt.py's, and what passes here passes there. `apart`: the terms of kkt.py, |Q||z|.
-    template <bool apart = false>
+    // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
     OPTLAYER_CALL V judge() {
         const int n = a.n;
-        // stationarity: Qz + q + A'nu + C'y
-        V big = t.max(n, V(0), [&](int j) { return abs(a.q[j]); });
         t.each(n, [&](int j) { gd[j] = V(0); });
         a.add_Qz(t, out.z, gd);
-        big = t.max(n, big, [&](int j) { return abs(gd[j]); });
-        const V data = big;
-        if constexpr (apart) big = max(big, products());
         const V zQz = t.sum(n, [&](int j) { return out.z[j] * gd[j]; });
         const V qz = t.sum(n, [&](int j) { return out.z[j] * a.q[j]; });
-        // In float32 the gap is a sum that may cancel: what rounding may have hidden counts as gap.
-        constexpr bool single = sizeof(T) == 4;
-        V hidden = single ? t.sum(n, [&](int j) { return abs(out.z[j]) * (abs(gd[j]) + abs(a.q[j])); }) : V(0);
-        t.each(n, [&](int j) { dz[j] = V(0); });
-        a.add_rows_t(t, out.y, dz);
-        big = t.max(n, big, [&](int j) { return abs(dz[j]); });
-        t.each(n, [&](int j) { gd[j] = gd[j] + a.q[j] + dz[j]; dz[j] = V(0); });
-        if (a.m) t.gemv(n, a.m, a.A, n, out.nu, dz);
-        big = t.max(n, big, [&](int j) { return abs(dz[j]); });
-        t.each(n, [&](int j) { gd[j] = gd[j] + dz[j]; });
-        out.dual = t.max(n, V(0), [&](int j) { return abs(gd[j]); });
-        V rel = fma(V(rounding), big, out.dual) / allowed(big, data);
-        // feasibility, each row by its own terms
-        t.each(a.m, [&](int i) { gp[i] = V(0); });
-        if (a.m) t.gemv_t(n, a.m, a.A, n, out.z, gp);
-        const auto terms = [&](const U* row, V value) { return apart ? dot_of_sizes(row, 1, n, out.z) : abs(value); };
-        V off = t.max(a.m, V(0), [&](int i) {
-            const V size = max(terms(a.A + size_t(i) * n, gp[i]), abs(a.b[i]));
-            return fma(V(rounding), size, abs(gp[i] - a.b[i])) / allowed(size, abs(a.b[i]));
+        t.each(n, [&](int j) {
+            size[j] = abs(gd[j]) + abs(a.q[j]);
+            gd[j] = gd[j] + a.q[j];
+            dz[j] = V(0);
         });
-        V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
-        if (single) hidden = hidden + t.sum(a.m, [&](int i) { return abs(a.b[i] * out.nu[i]); });
-        t.each(a.m, [&](int i) { gp[i] = gp[i] - a.b[i]; });
+        a.add_rows_t(t, out.y, dz);
+        a.add_At(t, out.nu, dz);
+        t.each(n, [&](int j) {
+            size[j] = size[j] + abs(dz[j]);
+            gd[j] = gd[j] + dz[j];
+        });
+        out.dual = t.max(n, V(0), [&](int j) { return abs(gd[j]); });
+        a.A_times(t, out.z, gp);
+        const V bnu = t.sum(a.m, [&](int i) { return a.b[i] * out.nu[i]; });
+        t.each(a.m, [&](int i) { gp[i] = fnma(x.soft_equality, out.nu[i], gp[i] - a.b[i]); });
         out.primal = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
         a.rows_times(t, out.z, x.v);
         V hlam = V(0);
         x.each(t, [&](int k, int i, V sg) {
-            const V over = x.on[k] * (sg * x.v[i] - x.h[k]);
-            const V size = max(abs(x.h[k]), i < a.p ? terms(a.G + size_t(i) * n, x.v[i]) : abs(x.v[i]));
-            out.primal = max(out.primal, over);
-            off = max(off, x.on[k] * fma(V(rounding), size, over) / allowed(size, abs(x.h[k])));
+            out.primal = max(out.primal, x.on[k] * (sg * x.v[i] - x.h[k]));
             hlam = fma(x.on[k] * x.h[k], out.lam[k], hlam);
         });
-        t.largest(out.primal), t.largest(off), t.total(hlam);
-        rel = max(rel, off);
+        t.largest(out.primal), t.total(hlam);
         out.gap = abs(zQz + qz + bnu + hlam - wanted_gap);
-        rel = max(rel, fma(hidden, V(T(6e-8)), out.gap) / (V(1) + max(max(abs(zQz), abs(qz)), max(abs(bnu), abs(hlam)))));
-        return select(rel >= V(0), rel, V(T(1e30)));  // NaN is the worst
-    }
+        V worst = V(0);
+        if (!pairs) worst = out.gap / larger(abs(zQz) + abs(qz) + abs(bnu) + abs(hlam), V(T(1e-30)));
 
-    V largest(const U* row) const {
-        V top = V(0);
-        for (int j = 0; j < a.n; ++j) top = max(top, abs(V(row[j])));
-        return top;
-    }
-    // The largest of |h| and |b|.
-    V limits() const {
-        const V of_sides = t.max(x.total(), V(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
-        return t.max(a.m, of_sides, [&](int i) { return abs(a.b[i]); });
-    }
-    static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
-
-    // Σ |x_i||y_i|
-    static V dot_of_sizes(const U* x, int step, int count, const V* y) {
-        V sum = V(0);
-        for (int i = 0; i < count; ++i) sum = fma(abs(V(x[size_t(i) * step])), abs(y[i]), sum);
-        return sum;
-    }
-    // The largest entry of |Q||z|, |G'||y| and |A'||nu|.
-    V products() const {
-        const int n = a.n;
-        return t.max(n, V(0), [&](int j) {
-            const V Qz = a.diagonal ? abs(V(a.Q[j]) * out.z[j]) : dot_of_sizes(a.Q + size_t(j) * n, 1, n, out.z);
-            return max(Qz, max(dot_of_sizes(a.G + j, n, a.p, out.y), dot_of_sizes(a.A + j, n, a.m, out.nu)));
-        });
+        V found = entries(false);
+        if (any(found > V(T(Tuning<T>::fine)))) found = entries(true);
+        worst = larger(worst, found);
+        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
+        return select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30)));
     }
 
     // Farkas' proof that nothing is feasible, in the lanes of `which`:  C'y + A'nu = 0,  h'lam + b'nu < 0,  lam the parts of
@@ -126,10 +121,9 @@ struct Verdict {
     OPTLAYER_CALL M prove(M which, const V* y, const V* nu, T tol, T most) {
         t.each(a.n, [&](int j) { gd[j] = V(0); });
         a.add_rows_t(t, y, gd);
-        if (a.m) t.gemv(a.n, a.m, a.A, a.n, nu, gd);
+        a.add_At(t, nu, gd);
         const V off = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
-        V size = t.max(a.n, V(0), [&](int j) { return dot_of_sizes(a.G + j, a.n, a.p, y); });  // as in kkt.py
-        size = t.max(a.bounds, size, [&](int j) { return abs(y[a.p + j]); });
+        const V size = t.max(a.n, V(0), [&](int j) { return max(a.rows_t_size(j, y), a.At_size(j, nu)); });  // as in kkt.py
         V value = V(0), terms = V(0);
         x.each(t, [&](int k, int i, V sg) {
             const V side = x.on[k] * x.h[k], multiplier = max(sg * y[i], V(0));
@@ -152,31 +146,99 @@ struct Verdict {
     // PRIMAL_INFEASIBLE or DUAL_INFEASIBLE, and the proof in `out`; else 0. One QP, no lanes.
     OPTLAYER_CALL int32_t certify(T tol, T most) {
         if (prove(true, out.y, out.nu, tol, most)) return PRIMAL_INFEASIBLE;
-        // each row relative to its largest entry
-        const T z = t.max(a.n, T(0), [&](int j) { return abs(out.z[j]); });
-        t.each(a.n, [&](int j) { gd[j] = T(0); });
-        a.add_Qz(t, out.z, gd);
-        T off = t.max(a.n, T(0), [&](int j) {
-            return relative(abs(gd[j]), a.diagonal ? abs(a.Q[j]) : largest(a.Q + size_t(j) * a.n));
-        });
-        t.each(a.m, [&](int i) { gp[i] = T(0); });
-        if (a.m) t.gemv_t(a.n, a.m, a.A, a.n, out.z, gp);
-        off = t.max(a.m, off, [&](int i) { return relative(abs(gp[i]), largest(a.A + size_t(i) * a.n)); });
-        a.rows_times(t, out.z, x.v);
-        x.each(t, [&](int k, int i, T sg) {
-            off = max(off, x.on[k] * relative(max(sg * x.v[i], T(0)), i < a.p ? largest(a.G + size_t(i) * a.n) : T(1)));
-        });
-        t.largest(off);
-        const T fall = t.sum(a.n, [&](int j) { return a.q[j] * out.z[j]; });
-        const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
         const bool feasible = out.primal <= T(1e3) * tol * (T(1) + limits());  // (judged before)
-        if (feasible && z > T(1) && off <= tol * z && fall < -T(1e-3) * z * slope) {
-            t.each(a.n, [&](int j) { out.z[j] = out.z[j] / -fall; });
-            t.each(a.m, [&](int i) { out.nu[i] = T(0); });
-            t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
-            return DUAL_INFEASIBLE;
+        return feasible && falls(out.z, tol, T(1)) ? DUAL_INFEASIBLE : 0;
+    }
+
+    // Whether z, at least `least` long, is such a ray, each row relative to its largest entry; it is then scaled into `out`.
+    OPTLAYER_CALL bool falls(const V* ray, T tol, T least) {
+        const T z = t.max(a.n, T(0), [&](int j) { return abs(ray[j]); });
+        t.each(a.n, [&](int j) { gd[j] = T(0); });
+        a.add_Qz(t, ray, gd);
+        T off = t.max(a.n, T(0), [&](int j) { return relative(abs(gd[j]), a.Q_largest(j)); });
+        a.A_times(t, ray, gp);
+        off = t.max(a.m, off, [&](int i) { return relative(abs(gp[i]), a.A_largest(i)); });
+        a.rows_times(t, ray, x.v);
+        x.each(t, [&](int k, int i, T sg) { off = larger(off, T(x.on[k] * relative(larger(T(sg * x.v[i]), T(0)), a.row_largest(i)))); });
+        t.largest(off);
+        const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
+        const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
+        if (!(z > least && off <= tol * z && fall < -T(1e-3) * z * slope)) return false;
+        t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
+        t.each(a.m, [&](int i) { out.nu[i] = T(0); });
+        t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
+        return true;
+    }
+
+    // The largest of |h| and |b|.
+    V limits() const {
+        const V of_sides = t.max(x.total(), V(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
+        return t.max(a.m, of_sides, [&](int i) { return abs(a.b[i]); });
+    }
+    static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
+
+  private:
+    // Relative residuals of all entries of stationarity and all rows; `closely`: by all terms and what rounding can do, else by
+    // what is left of the terms, which is quicker and never too kind.
+    OPTLAYER_CALL V entries(bool closely) {
+        const int n = a.n;
+        V hidden = V(0), level = V(0);
+        if (closely) {
+            const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]); }) : V(0);
+            t.each(n, [&](int j) {
+                const V q = a.curvature(j);
+                scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
+            });
         }
-        return 0;
+        V worst = t.max(n, V(0), [&](int j) {
+            if (!closely) return share(abs(gd[j]), size[j]);
+            const V q = a.curvature(j), unit = select(q > V(0), V(1) / sqrt(q), V(1));
+            const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
+            hidden = larger(hidden, unit * terms), level = larger(level, unit * size[j]);
+            return share(abs(gd[j]), size[j], terms, a.Q_size(j, scale));
+        });
+        t.largest(hidden), t.largest(level);
+        auto lost = noise * hidden > most_noise * level;
+        hidden = level = V(0);
+        worst = t.max(a.m, worst, [&](int i) {
+            const V side = abs(a.b[i]);
+            if (closely) {
+                const V unit = a.A_largest(i);
+                hidden = larger(hidden, relative(a.A_size(i, out.z), unit)), level = larger(level, relative(side, unit));
+            }
+            return of_row(closely, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, [&](const V* z) { return a.A_size(i, z); });
+        });
+        x.each(t, [&](int k, int i, V sg) {
+            const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
+            if (closely) {
+                const V unit = a.row_largest(i);
+                hidden = larger(hidden, x.on[k] * relative(a.row_size(i, out.z), unit)), level = larger(level, relative(side, unit));
+            }
+            const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
+            V off = of_row(closely, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
+                           [&](const V* z) { return a.row_size(i, z); });
+            const auto idle = pressed & (over < V(0)) & (off > V(T(Tuning<T>::fine)));
+            if (any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
+            worst = larger(worst, off);
+        });
+        t.largest(worst), t.largest(hidden), t.largest(level);
+        lost = lost | ((level > V(0)) & (noise * hidden > most_noise * level));
+        return select(lost, larger(worst, V(1)), worst);
+    }
+    static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
+    // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
+    V share(V off, V left, V terms, V rounded) const {
+        return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
+    }
+    template <class F> V of_row(bool closely, V off, V left, V side, F&& full) const {
+        if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
+        return share(off, left, full(out.z) + side, full(scale));
+    }
+    // How much of any entry of stationarity the multiplier of side k makes up.
+    V weight_of(int k, int i) const {
+        V most = V(0);
+        a.each_of_row(i, [&](int j, V entry) { most = larger(most, share(abs(entry) * out.lam[k], size[j])); });
+        return most;
     }
 };
 

@@ -62,6 +62,7 @@ struct Data {
     int bounds = 0;  // n when variables have bounds: rows p..p+n of C = [G; I]
     int rows() const { return p + bounds; }
 
+    // out += Q z
     template <class Tm>
     OPTLAYER_CALL void add_Qz(const Tm& t, const V* z, V* out) const {
         if (diagonal)
@@ -83,21 +84,69 @@ struct Data {
         const V sg = V(sign);
         t.each(bounds, [&](int j) { out[j] = fma(sg, y[p + j], out[j]); });
     }
+    // out = A z
+    template <class Tm>
+    OPTLAYER_CALL void A_times(const Tm& t, const V* z, V* out) const {
+        t.each(m, [&](int i) { out[i] = V(0); });
+        if (m) t.gemv_t(n, m, A, n, z, out);
+    }
+    // out += A'nu
+    template <class Tm>
+    OPTLAYER_CALL void add_At(const Tm& t, const V* nu, V* out, int sign = 1) const {
+        if (m) t.gemv(n, m, A, n, nu, out, sign);
+    }
+
+    // One entry of a product with the sizes of everything: Σ |M_ij||x_j|.
+    V Q_size(int j, const V* z) const { return diagonal ? abs(V(Q[j]) * z[j]) : sizes(Q + size_t(j) * n, 1, n, z); }
+    V row_size(int i, const V* z) const { return i < p ? sizes(G + size_t(i) * n, 1, n, z) : abs(z[i - p]); }
+    V rows_t_size(int j, const V* y) const {
+        const V sum = sizes(G + j, n, p, y);
+        return bounds ? sum + abs(y[p + j]) : sum;
+    }
+    V A_size(int i, const V* z) const { return sizes(A + size_t(i) * n, 1, n, z); }
+    V At_size(int j, const V* nu) const { return sizes(A + j, n, m, nu); }
+    V curvature(int j) const { return V(diagonal ? Q[j] : Q[size_t(j) * n + j]); }
+    // f(variable, entry) over row i of C
+    template <class F> void each_of_row(int i, F&& f) const {
+        if (i >= p) return f(i - p, V(1));
+        for (int j = 0; j < n; ++j) f(j, V(G[size_t(i) * n + j]));
+    }
+    // The largest entry of a row of Q, of C, of A.
+    V Q_largest(int j) const { return diagonal ? abs(V(Q[j])) : largest(Q + size_t(j) * n); }
+    V row_largest(int i) const { return i < p ? largest(G + size_t(i) * n) : V(1); }
+    V A_largest(int i) const { return largest(A + size_t(i) * n); }
+
+  private:
+    static V sizes(const U* x, int step, int count, const V* y) {
+        V sum = V(0);
+        for (int i = 0; i < count; ++i) sum = fma(abs(V(x[size_t(i) * step])), abs(y[i]), sum);
+        return sum;
+    }
+    V largest(const U* row) const {
+        V top = V(0);
+        for (int j = 0; j < n; ++j) top = max(top, abs(V(row[j])));
+        return top;
+    }
 };
 
-// The inequalities, one entry a side: p rows of G, then n lower, then n upper bounds.
-// Side k belongs to row i of C = [G; I] with sign σ:  σ c_i'z + s_k = h_k,  s_k, lam_k >= 0.
+// The inequalities, one entry a side: the upper sides of the p rows of G, their lower sides if they have any, then n lower
+// and n upper bounds. Side k belongs to row i of C = [G; I] with sign σ:  σ c_i'z + s_k = h_k,  s_k, lam_k >= 0.
 template <class V>
 struct Sides {
-    int p, lower, upper, base;  // base: first row of C that is a bound
+    int p, below, lower, upper, base;  // below: p if rows have lower sides, else 0; base: first row of C that is a bound
     V *h, *on, *s, *lam, *ds, *dlam, *r, *c;
     V *active;                   // 1 where the last step shrank s rather than lam
     V *weight;                   // per side: its share of D, kept for the derivative
     V *D, *e, *v, *dy, *dt, *d, *goal;  // per row: weight, constant, C z, net multiplier step, C dz, scale, active value
     V count;                     // number of finite sides
+    V soft = V(0), soft_equality = V(0);  // what may be violated:  σ c'z + s − soft lam = h in G,  A z − soft nu = b
 
-    int total() const { return p + lower + upper; }
+    V soft_side(int k) const { return k < first_lower() ? soft : V(0); }
+    V soft_row(int i) const { return i < p ? soft : V(0); }
+    int total() const { return p + below + lower + upper; }
     int rows() const { return base + (lower > upper ? lower : upper); }
+    int first_lower() const { return p + below; }
+    int first_upper() const { return p + below + lower; }
 
     void place(Arena& keep, Arena& work) {
         weight = keep.take<V>(total());
@@ -113,17 +162,20 @@ struct Sides {
         if constexpr (Tm::by_rows) {  // both sides of a row by one thread: one pass, one barrier, and the body once
             t.each(rows(), [&](int i) {
                 OPTLAYER_ROLLED
-                for (int above = i < p; above < 2; ++above) {
-                    const int j = i - base;
-                    if (i >= p && j >= (above ? upper : lower)) continue;
-                    f(i < p ? i : p + j + (above ? lower : 0), i, V(above ? 1 : -1));
+                for (int above = 0; above < 2; ++above) {
+                    const bool bound = i >= p;
+                    const int j = bound ? i - base : i, count = bound ? (above ? upper : lower) : (above ? p : below);
+                    if (j >= count) continue;
+                    const int first = bound ? (above ? first_upper() : first_lower()) : (above ? 0 : p);
+                    f(first + j, i, V(above ? 1 : -1));
                 }
             });
             return;
         }
         t.each(p, [&](int k) { f(k, k, V(1)); });
-        t.each(lower, [&](int k) { f(p + k, base + k, V(-1)); });
-        t.each(upper, [&](int k) { f(p + lower + k, base + k, V(1)); });
+        t.each(below, [&](int k) { f(p + k, k, V(-1)); });
+        t.each(lower, [&](int k) { f(first_lower() + k, base + k, V(-1)); });
+        t.each(upper, [&](int k) { f(first_upper() + k, base + k, V(1)); });
     }
 };
 

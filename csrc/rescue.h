@@ -1,0 +1,17 @@
+// The last rungs of the ladder: one member at a time, in double precision (rescue.cpp).
+#pragma once
+#include <cstdint>
+
+#include "kernels/args.h"
+
+namespace optlayer {
+
+// Settles member k: its point and status are written; what is left is a problem that no rung solves. `bits` of a float32
+// problem are those of float (Args::single == 2).
+int32_t rescue(const Args& g, int64_t k);
+// The derivative at the point of a member that is SOLVED or CLOSEST.
+void rescue_derivative(const Args& g, int64_t k);
+// Whether Q of member k has no negative curvature but rounding.
+bool is_convex(const Args& g, int64_t k);
+
+}  // namespace optlayer

@@ -1,0 +1,68 @@
+// Every tuned number of the kernels, for each precision, with its reason. What moves one is named in brackets:
+// [bench] benchmarks/run.py, [fuzz] tests/fuzz.py, [hard] tests/test_cliffs.py, [maros] benchmarks/maros.py.
+#pragma once
+#include "pack.h"
+#ifndef __CUDACC_RTC__
+#include "twofold.h"
+#endif
+
+namespace optlayer {
+
+template <class T> struct Tuning;
+
+template <> struct Tuning<double> {
+    static constexpr double infinity = 1e300;        // larger sides mean no constraint to the pivoting
+    static constexpr double huge_pivot = 1e128;      // replaces a pivot that is none: its row drops out (dense.h)
+    static constexpr double rounding = 2.2e-16;
+    // The judge (verdict.h). A residual below `fine` of the cheap terms needs no look at the full ones; residuals of
+    // what rounding can do are none; where rounding can do more than `most_noise`, nothing is known.
+    static constexpr double fine = 1e-13, most_noise = 1e-3;
+    static constexpr double noise(int terms) { return rounding * (8 + terms); }
+    // The active-set method. A pivot of Q is safe above `safe` of the entry it came from, and above `zero` of the largest
+    // one; a row is dependent below `dependent` of its own M_ii; violations up to `slack` are none. [fuzz]
+    static constexpr double safe = 1e-11, zero = 1e-18, dependent = 1e-11, slack = 1e-13, block_pivot = 1e-13;
+    static constexpr double invertible = 1e-11;      // of M, before N = M⁻¹ is used
+    static constexpr double enough = 1e-2;           // an answer within so much of the tolerance is not refined
+    // The interior point. Share of the way to the boundary; three stages of λs before a polish. [bench]
+    static constexpr double boundary = 0.995;
+    static constexpr double stage[3] = {1e-6, 1e-10, 1e-14};
+    static constexpr int polish_rounds = 3;
+    static constexpr double path = 1e-12;            // without polish: the last point that still has its digits
+    // Eliminations. `proximal`, `dual_proximal`: added to the diagonals of Q and of the complement, relative, and removed by
+    // refinement; the latter also decides how near to least norm the multipliers of dependent rows are; `absent`: the inverse weight of a row that drops out;
+    // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
+    static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
+    static constexpr double pivot_ratio = 1e-11;     // least pivot of Q at which forming M is still exact (schur.h)
+    static constexpr double rank = 1e-10;            // of a column of A' (null space)
+    static constexpr double least_unit = 1e-7;       // of the slacks at the start (schur.h)
+    // Refinement of a derivative: exact, and what counts as converged.
+    static constexpr double exact = 1e-14, converged = 1e-9, least_slack = 1e-30;
+    static constexpr double convex = 1e-9;           // a negative curvature below this, scaled, is rounding [fuzz]
+};
+
+template <> struct Tuning<float> {
+    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 0.1f, rounded = 1e-6f;
+    static constexpr float noise(int) { return 2e-7f; }  // no more: double can do better
+    // `rounded`: the noise of an answer that was found in double and rounded.
+    // (What is not well conditioned is left to double.)
+    static constexpr float safe = 1e-4f, zero = 1e-4f, dependent = 1e-5f, slack = 1e-6f, block_pivot = 1e-6f, invertible = 1e-4f;
+    static constexpr float enough = 0.1f, boundary = 0.99f, stage[3] = {1e-4f, 1e-6f, 1e-7f}, path = 1e-6f;
+    static constexpr int polish_rounds = 2;
+    static constexpr float proximal = 1e-6f, dual_proximal = 1e-6f, absent = 1e18f, hard_normal = 1e4f, hard_schur = 1e5f, pivot_ratio = 1e-6f;
+    static constexpr float rank = 1e-5f, least_unit = 1e-3f, exact = 1e-7f, converged = 1e-2f, least_slack = 1e-20f;
+    static constexpr float convex = 1e-5f;
+};
+
+#ifndef __CUDACC_RTC__
+template <> struct Tuning<Twofold> {  // twice the digits of double, and twice the exponents
+    static constexpr double infinity = 1e300, huge_pivot = 1e128, rounding = 1e-31, fine = 1e-13, most_noise = 1e-3;
+    static constexpr double noise(int terms) { return rounding * (8 + terms); }
+    static constexpr double enough = 1e-2, boundary = 0.999, stage[3] = {1e-8, 1e-16, 1e-24}, path = 1e-20;
+    static constexpr int polish_rounds = 4;
+    static constexpr double proximal = 1e-24, dual_proximal = 1e-22, absent = 1e100, hard_normal = 1e16, hard_schur = 1e22, pivot_ratio = 1e-22;
+    static constexpr double rank = 1e-20, least_unit = 1e-14, exact = 1e-24, converged = 1e-9, least_slack = 1e-60;
+    static constexpr double convex = 1e-9;
+};
+#endif
+
+}  // namespace optlayer
