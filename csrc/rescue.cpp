@@ -562,14 +562,17 @@ struct Rung {
     // The answer in double, judged; with its bounds kept.
     double error(Answer& found) const {
         Attempt<double> judge(model, 0);
-        if (g.single == 2)
+        double off = judge.judge(found);
+        if (g.single == 2) {
             for (Numbers* x : {&found.z, &found.nu, &found.lam})
                 for (double& v : *x) v = double(float(v));
-        if (g.single == 2) judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = Tuning<float>::most_noise;
-        judge.judge(found);
-        for (int k = 0; k < model.sides(); ++k)  // what is no equality has no multiplier
-            if (found.lam[k] > 0 && !judge.holds(k, tolerance)) found.lam[k] = 0;
-        return judge.judge(found);
+            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = Tuning<float>::most_noise;
+            off = std::max(off, judge.judge(found));
+        }
+        bool idle = false;  // what is no equality has no multiplier
+        for (int k = 0; k < model.sides(); ++k)
+            if (found.lam[k] > 0 && !judge.holds(k, tolerance)) found.lam[k] = 0, idle = true;
+        return idle ? judge.judge(found) : off;
     }
 
     template <class V> int32_t climb(Answer& found) const {

@@ -56,7 +56,7 @@ def planned(problem: Problem, choice: cuda.Variant, keep: bool = True) -> cuda.P
     data = args.place_data([], problem)
     numbers = (
         problem.n, problem.m, problem.p, problem.batch or 1, problem.dtype == torch.float32,
-        isinstance(problem.Q, Diagonal), 0, 1, 1, 60, 1, keep,
+        isinstance(problem.Q, Diagonal), 0, 1, 1, 60, 1, keep, 0, 0,
     )
     packed = args.pack(numbers, 1e-9, [*data, *[0] * cuda._ANSWERS, 0, 0])
     return cuda.plan(packed, choice, *H200)

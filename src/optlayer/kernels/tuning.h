@@ -41,8 +41,8 @@ template <> struct Tuning<double> {
 };
 
 template <> struct Tuning<float> {
-    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 0.1f, rounded = 1e-6f;
-    static constexpr float noise(int) { return 2e-7f; }  // no more: double can do better
+    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, rounded = 1e-6f;
+    static constexpr float noise(int) { return 2e-7f; }  // no more, and no `most_noise`: double can do better, and judges that
     // `rounded`: the noise of an answer that was found in double and rounded.
     // (What is not well conditioned is left to double.)
     static constexpr float safe = 1e-4f, zero = 1e-4f, dependent = 1e-5f, slack = 1e-6f, block_pivot = 1e-6f, invertible = 1e-4f;

@@ -198,7 +198,7 @@ struct Verdict {
             return share(abs(gd[j]), size[j], terms, a.Q_size(j, scale));
         });
         t.largest(hidden), t.largest(level);
-        auto lost = noise * hidden > most_noise * level;
+        auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether
         hidden = level = V(0);
         worst = t.max(a.m, worst, [&](int i) {
             const V side = abs(a.b[i]);
