@@ -9,6 +9,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+import optlayer
 from optlayer import nn
 
 F64 = torch.float64
@@ -505,3 +506,48 @@ def test_integers_are_refused_by_name() -> None:
         nn.SimplexProjection()([1.0])
     with pytest.raises(IndexError, match="dim=3"):
         nn.Sparsemax(dim=3)(torch.ones(3, 2))
+
+
+# --- bounds hold exactly --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["f64", "f32"])
+def test_sparsemax_is_entmaxs_with_true_zeros(dtype: torch.dtype) -> None:
+    entmax = pytest.importorskip("entmax")
+    y = (2 * torch.randn(1000, 10, generator=torch.Generator().manual_seed(0), dtype=F64)).to(dtype)
+    mine, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
+    z, expected = nn.Sparsemax()(mine), entmax.sparsemax(theirs, dim=-1)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(z, expected, atol=50 * eps, rtol=0)
+    assert torch.equal(z == 0, expected == 0)
+    assert not (z < 0).any()
+    assert not z.detach().log().isnan().any()
+    assert (z.sum(-1) - 1).abs().max() <= 4 * eps
+    weights = torch.arange(10.0, dtype=dtype)
+    for out in (z, expected):
+        (out * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, atol=1e3 * eps, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("form", ["bounds", "rows", "numbers"])
+def test_no_entry_is_beyond_its_bound(form: str, dtype: torch.dtype) -> None:
+    """Active entries are their bounds, and slack or multiplier is zero, exactly."""
+    g = torch.Generator().manual_seed(0)
+    L, q, G = (torch.randn(*shape, generator=g, dtype=F64).to(dtype) for shape in ((60, 8, 8), (60, 8), (3, 8)))
+    Q, lb, ub, eye = L @ L.mT + torch.eye(8, dtype=dtype), -torch.rand(8), torch.rand(8), torch.eye(8, dtype=dtype)
+    lb, ub = (torch.full((8,), x, dtype=dtype) for x in (-0.3, 0.7)) if form == "numbers" else (lb.to(q), ub.to(q))
+    if form == "rows":
+        sol = optlayer.solve(Q, 4 * q, torch.cat([G, eye, -eye]), torch.cat([G[:, 0] * 0 + 0.5, ub, -lb]))
+        upper, lower = sol.lam[:, 3:11], sol.lam[:, 11:]
+    else:
+        sides = {"lb": -0.3, "ub": 0.7} if form == "numbers" else {"lb": lb, "ub": ub}
+        sol = optlayer.solve(Q, 4 * q, G, 0.5, **sides)
+        upper, lower = sol.lam_ub, sol.lam_lb
+    assert (sol.z >= lb).all()
+    assert (sol.z <= ub).all()
+    assert (sol.z == lb)[lower > 0].all()
+    assert (sol.z == ub)[upper > 0].all()
+    assert (lower > 0).any()
+    assert (upper > 0).any()
+    assert ((sol.s == 0) | (sol.lam == 0)).all()

@@ -67,6 +67,16 @@ class SimplexProjection(_Projection):
     def constraints(self, y: Tensor) -> dict[str, Any]:
         return {"A": y.new_ones(1, y.shape[-1]), "b": self.radius, "lb": 0.0}
 
+    def forward(self, y: Tensor) -> Tensor:
+        """The nearest point of y (…, n), of the same shape."""
+        return self.summed(self.solution(y).z)
+
+    def summed(self, z: Tensor) -> Tensor:
+        """z with what rounding left of the sum spread over the entries above zero, which moves no zero."""
+        held = z > 0
+        rest = (self.radius - z.sum(-1, keepdim=True)) / held.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(held, (z + rest).clamp(min=0), z)
+
 
 class BoxProjection(_Projection):
     """The nearest point of a box.

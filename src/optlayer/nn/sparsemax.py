@@ -43,4 +43,4 @@ class Sparsemax(SimplexProjection):
 
     def forward(self, y: Tensor) -> Tensor:
         """Probabilities of the scores y, of the same shape."""
-        return self.solution(y).z.movedim(-1, self.dim)
+        return self.summed(self.solution(y).z).movedim(-1, self.dim)
