@@ -60,7 +60,7 @@ def place_data(keep: list[Tensor], problem: Problem) -> list[int]:
     places: list[int] = []
     for tensor, rank in zip(problem.tensors(), problem.structure.ranks, strict=True):
         places += (0, 0) if tensor is None else _placed(tensor, rank, keep)
-    return places[: 2 * len(DATA_SLOTS)]
+    return places
 
 
 def fill_data(words: array[int], plan: Plan, problem: Problem, keep: list[Tensor]) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Backend
-from optlayer.core.native import TENSORS, VARIANTS, Core, Plan
+from optlayer.core.native import VARIANTS, Core, Plan
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
 from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "cpu", True, False, "h_lower" in TENSORS
+name, automatic, sparse, two_sided = "cpu", True, False, True
 
 
 def _variants() -> list[str]:

@@ -60,7 +60,7 @@ def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
 
 SLOTS = {name: SIZE // 8 - 2 * (len(TENSORS) - i) for i, name in enumerate(TENSORS)}
 """Where the address of a tensor is in Args, counted in words of eight bytes; its stride is in the next word."""
-DATA_SLOTS = tuple(SLOTS[name] for name in NAMES if name in SLOTS)
+DATA_SLOTS = tuple(SLOTS[name] for name in NAMES)
 
 
 class Plan:
