@@ -15,7 +15,7 @@ ARGS   ?=
 ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup docs docs-serve notebooks wheel \
+.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup bench-sparse docs docs-serve notebooks wheel \
         sanitize fuzz gpu clean
 
 help:  ## this list
@@ -94,6 +94,9 @@ bench-setup: $(BENCH_STAMP)  ## .venv-bench with the package and its peers
 
 bench: $(BENCH_STAMP) core  ## time against the peers; writes the report from the measurements
 	$(BENCH_VENV)/bin/python -m benchmarks.run $(ARGS)
+
+bench-sparse: $(STAMP) core  ## time sparse batches against PIQP; writes docs/sparse-benchmark.md
+	$(ONE) $(BIN)/python -m benchmarks.sparse $(ARGS)
 
 # --- documentation and packages ------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 #include "interrupt.h"
 #include "kernels/pack.h"
 #include "memory.h"
+#include "sparse.h"
 
 #if defined(_WIN32)
 #define OPTLAYER_API extern "C" __declspec(dllexport)
@@ -60,3 +61,27 @@ OPTLAYER_API void* optlayer_take(int64_t bytes) {
     }
 }
 OPTLAYER_API void optlayer_release(void* block) { optlayer::Blocks::give(block); }
+
+// The same for matrices that are sparse, whose pattern a plan knows; made once, and kept with the structure of the problem.
+OPTLAYER_API optlayer::SparsePlan* optlayer_sparse_plan(const optlayer::SparseShape* x) {
+    try {
+        return optlayer::sparse_plan(*x);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+OPTLAYER_API void optlayer_sparse_free(optlayer::SparsePlan* plan) { optlayer::sparse_free(plan); }
+OPTLAYER_API void optlayer_sparse_cost(const optlayer::SparsePlan* plan, double* out) { optlayer::sparse_cost(*plan, out); }
+OPTLAYER_API int optlayer_sparse_solve(const optlayer::SparsePlan* plan, optlayer::Args* g) {
+    return guarded([&] { return optlayer::sparse_solve(*plan, *g); });
+}
+OPTLAYER_API int optlayer_sparse_kkt_solve(const optlayer::SparsePlan* plan, optlayer::Args* g) {
+    return guarded([&] { return optlayer::sparse_kkt_solve(*plan, *g); });
+}
+OPTLAYER_API int optlayer_sparse_products(const optlayer::SparsePlan* plan, const optlayer::Args* g, const optlayer::Gradients* to) {
+    return guarded([&] { return optlayer::sparse_products(*plan, *g, *to), 0; });
+}
+OPTLAYER_API int optlayer_sparse_pullback(const optlayer::SparsePlan* plan, optlayer::Args* g, const optlayer::Gradients* to) {
+    const int left = optlayer_sparse_kkt_solve(plan, g);
+    return left ? left : optlayer_sparse_products(plan, g, to);
+}

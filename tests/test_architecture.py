@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "optlayer"
 LEVELS = (
     ("core",),
     ("_torch",),
+    ("sparse",),
     ("matrices",),
     ("problem", "point"),
     ("kkt",),

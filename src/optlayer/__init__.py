@@ -10,13 +10,15 @@ from optlayer.matrices import Diagonal
 from optlayer.problem import Problem
 from optlayer.solution import Solution, SolveError
 from optlayer.solve import solve
+from optlayer.sparse import Sparse
 
 if TYPE_CHECKING:
     from optlayer import compat, nn
 
 __version__ = "0.2.0"
 __all__ = [
-    "Diagonal", "Problem", "Settings", "Solution", "SolveError", "Status", "available", "compat", "nn", "solve",
+    "Diagonal", "Problem", "Settings", "Solution", "SolveError", "Sparse", "Status", "available", "compat", "nn",
+    "solve",
 ]  # fmt: skip
 
 

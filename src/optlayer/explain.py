@@ -114,7 +114,7 @@ def _invalid(batch: Problem, problem: Problem, member: int | Sequence[int]) -> s
         if x is None or whole is None:
             continue
         label = "Q.d" if name == "Q" and batch.structure.diagonal else name
-        x = (x.to_dense() if x.layout != torch.strided else x).detach()
+        x = x.detach()
         shared = whole.dim() == batch.rank(name)
         x = x if shared else x[0]
         bad = (~(x.isfinite() | (x == allowed.get(name, torch.nan)))).nonzero()

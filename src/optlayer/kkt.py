@@ -181,19 +181,17 @@ def ray_residual(problem: Problem, z: Tensor) -> Tensor:
 
     problem = problem.stacked()
 
-    def rows(M: Matrix) -> Tensor:
+    def rows(M: Matrix, values: Tensor) -> Tensor:
         """M z, each row relative to its largest entry."""
-        assert isinstance(M, Tensor)
-        size = M.abs().amax(-1)
-        return mul(M, z) / torch.where(size > 0, size, 1.0)
+        size = matrices.row_sizes(M)
+        return values / torch.where(size > 0, size, 1.0)
 
-    bad = [largest(z * (problem.Q.d != 0))] if isinstance(problem.Q, Diagonal) else [
-        largest(rows(0.5 * (problem.Q + problem.Q.mT)))
-    ]
+    Q = 0.5 * (problem.Q + problem.Q.mT) if isinstance(problem.Q, Tensor) else problem.Q
+    bad = [largest(z * (Q.d != 0))] if isinstance(Q, Diagonal) else [largest(rows(Q, mul_Q(Q, z)))]
     if problem.A is not None:
-        bad.append(largest(rows(problem.A)))
+        bad.append(largest(rows(problem.A, mul(problem.A, z))))
     if problem.G is not None and problem.h is not None:
-        bad.append(largest(torch.where(problem.h.isinf(), 0.0, rows(problem.G).clamp(min=0))))
+        bad.append(largest(torch.where(problem.h.isinf(), 0.0, rows(problem.G, mul(problem.G, z)).clamp(min=0))))
     if problem.lb is not None:
         bad.append(largest(torch.where(problem.lb.isinf(), 0.0, z.clamp(max=0))))
     if problem.ub is not None:

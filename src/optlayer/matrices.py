@@ -6,14 +6,15 @@ A new kind adds a class with `values`, `times`, `times_t`, `magnitude` and `dens
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Union
 
 import torch
 from torch import Tensor
 
 from optlayer import _torch
-from optlayer.core.structure import CSR, DENSE, DIAGONAL, Kind
+from optlayer.core.structure import DENSE, DIAGONAL, Kind, Patterned
+from optlayer.sparse import Sparse
+from optlayer.sparse import outer_products as _on_pattern
 
 
 class Diagonal:
@@ -51,35 +52,45 @@ class Diagonal:
         return f"Diagonal({tuple(self.d.shape)})"
 
 
-Matrix = Union[Tensor, Diagonal]  # noqa: UP007 (a value, not only a hint)
+Matrix = Union[Tensor, Diagonal, Sparse]  # noqa: UP007 (a value, not only a hint)
+
+
+STORED = (Diagonal, Sparse)
+"""What stands for a matrix without being a tensor; `values` is one."""
+
+
+def is_sparse(given: Any) -> bool:
+    """Whether a user gives a sparse matrix: ours, torch's or scipy's."""
+    if isinstance(given, Tensor):
+        return given.layout is not torch.strided
+    return type(given) is Sparse or type(given).__module__.startswith("scipy.sparse")
+
+
+def sparse(name: str, given: Any, dtype: torch.dtype) -> Sparse:
+    """What `is_sparse`, as matrix `name`: the symmetric Q with both triangles, a constant of scipy's in the dtype."""
+    if isinstance(given, Tensor):
+        given = Sparse.from_torch(given)
+    elif type(given) is not Sparse:
+        given = Sparse.from_scipy(given, dtype)
+    if name == "Q" and given.pattern.size[0] == given.pattern.size[1]:
+        return given.symmetric()
+    return given
 
 
 def of(name: str, given: Any) -> tuple[Kind, Any]:
-    """The kind of what a user gives as matrix `name`, and the tensor that stands for it.
-
-    A sparse tensor of torch's (differentiable) or a matrix of scipy's (a constant) is brought to CSR layout. What is
-    no matrix is returned as it is, for the door to complain.
-    """
-    if isinstance(given, Tensor):
-        if given.layout == torch.strided:
-            return DENSE, given
-        if given.dim() != 2:
-            raise ValueError(f"{name} is sparse with {given.dim()} dimensions: a sparse matrix is shared by the batch")
-        return CSR, given if given.layout == torch.sparse_csr else given.to_sparse_csr()
-    if isinstance(given, Diagonal) and name in ("Q", ""):
+    """The kind of matrix `name` and the tensor that stands for it. What is no matrix is left for the door to refuse."""
+    if type(given) is Sparse:
+        return Patterned("sparse", 1, given.pattern), given.values
+    if type(given) is Diagonal and name == "Q":
         return DIAGONAL, given.d
-    if type(given).__module__.startswith("scipy.sparse"):
-        csr = given.tocsr()
-        first, columns, values = (torch.as_tensor(part) for part in (csr.indptr, csr.indices, csr.data))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch: CSR is in beta state
-            return CSR, torch.sparse_csr_tensor(first, columns, values, csr.shape)
     return DENSE, given
 
 
 def wrap(kind: Kind, tensor: Any) -> Any:
     """The matrix of this kind for which a tensor stands."""
-    return Diagonal(tensor) if kind is DIAGONAL and tensor is not None else tensor
+    if tensor is None or kind is DENSE:
+        return tensor
+    return Sparse.of(kind.pattern, tensor) if type(kind) is Patterned else Diagonal(tensor)
 
 
 def times(M: Matrix, x: Tensor) -> Tensor:
@@ -111,20 +122,22 @@ def magnitude(M: Matrix) -> Matrix:
 
 def dense(M: Matrix) -> Tensor:
     """The matrix with all its entries."""
-    if isinstance(M, Tensor):
-        return M if M.layout == torch.strided else M.to_dense()
-    return M.dense()
+    return M if isinstance(M, Tensor) else M.dense()
 
 
-def opposed(M: Matrix) -> Tensor:
+def row_sizes(M: Matrix) -> Tensor:
+    """The largest entry of each row, by magnitude, (…, r)."""
+    if isinstance(M, Sparse):
+        return M.row_sizes()
+    return M.abs().amax(-1) if isinstance(M, Tensor) else M.d.abs()
+
+
+def opposed(M: Matrix) -> Matrix:
     """The rows of M, and below them the same with the other sign: (M; −M)."""
+    if isinstance(M, Sparse):
+        return M.opposed()
     assert isinstance(M, Tensor)
-    if M.layout == torch.strided:
-        return torch.cat([M, -M], -2)
-    first, values = M.crow_indices(), M.values()
-    rows = torch.cat([first, first[1:] + first[-1]])
-    size = (2 * M.shape[0], M.shape[1])
-    return torch.sparse_csr_tensor(rows, M.col_indices().repeat(2), torch.cat([values, -values]), size)
+    return torch.cat([M, -M], -2)
 
 
 def outer_products(kind: Kind, like: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
@@ -135,8 +148,8 @@ def outer_products(kind: Kind, like: Tensor, *pairs: tuple[Tensor, Tensor]) -> T
     if kind is DIAGONAL:
         total = _sum_of([left * right for left, right in pairs]).neg()
         return total.sum(0) if total.dim() > like.dim() else total
-    if kind is CSR:
-        return _on_pattern(like, *pairs)
+    if type(kind) is Patterned:
+        return _on_pattern(kind.pattern, like.dim() == 1, *pairs)
     found: Tensor | None = None
     for left, right in pairs:
         if like.dim() == 2:
@@ -152,14 +165,6 @@ def outer_products(kind: Kind, like: Tensor, *pairs: tuple[Tensor, Tensor]) -> T
                 found.addcmul_(left, right)  # in place: fresh memory costs several times the arithmetic
     assert found is not None
     return found
-
-
-def _on_pattern(M: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """The same at the entries that a sparse M (CSR) has, as a sparse matrix."""
-    first, columns = M.crow_indices(), M.col_indices()
-    rows = torch.repeat_interleave(torch.arange(len(first) - 1, device=first.device), first.diff())
-    values = _sum_of([(left[:, rows] * right[:, columns]).sum(0) for left, right in pairs])
-    return torch.sparse_csr_tensor(first, columns, -values, M.shape)
 
 
 def _sum_of(terms: list[Tensor]) -> Tensor:

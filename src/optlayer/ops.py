@@ -18,9 +18,10 @@ from optlayer import _torch, matrices
 from optlayer.backends.base import Adjoint
 from optlayer.call import DATA, VALUES, VERDICT, Call, Fold, kkt_vmap
 from optlayer.core.settings import Settings
-from optlayer.core.structure import DENSE, DIAGONAL
+from optlayer.core.structure import DENSE, DIAGONAL, MATRICES, Kind, Patterned
 from optlayer.point import Point
 from optlayer.problem import check as check_problem
+from optlayer.sparse import Pattern
 
 _DATA = "Tensor Q, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor? h_lower"
 _POINT = "Tensor z, Tensor rest, Tensor counts, Tensor residuals, Tensor factor"
@@ -28,7 +29,7 @@ _RHS = "Tensor r_z, Tensor r_lam, Tensor r_nu, Tensor r_lb, Tensor r_ub"
 _TYPES = {"float | None": "float?", "int": "int", "bool": "bool", "float": "float"}  # others are words
 _SETTINGS = [f"{_TYPES.get(str(field.type), 'str')} {field.name}" for field in fields(Settings)]
 _NAMES = tuple(field.name for field in fields(Settings))
-_OPTIONS = ", ".join(["bool diagonal", *_SETTINGS, "str backend", "bool check", "bool keep_factor"])
+_OPTIONS = ", ".join(["int[] kinds", *_SETTINGS, "str backend", "bool check", "bool keep_factor"])
 OPTIONS = 4 + len(_SETTINGS)
 
 # Outputs of solve: Point, its factor (one tensor of bytes, empty: none), and the relaxed point (empty: not smoothed).
@@ -37,18 +38,29 @@ torch.library.define("optlayer::solve", f"({_DATA}, {_OPTIONS}) -> ({_RETURNS})"
 torch.library.define("optlayer::kkt_solve", f"({_DATA}, {_POINT}, {_RHS}, {_OPTIONS}) -> ({', '.join(['Tensor'] * 5)})")
 
 
+def _number(kind: Kind) -> int:
+    """Kinds of matrices by number: dense, diagonal, then patterns by theirs."""
+    return 2 + kind.pattern.number if type(kind) is Patterned else int(kind is DIAGONAL)
+
+
+def _kind(number: int) -> Kind:
+    return (DENSE, DIAGONAL)[number] if number < 2 else Patterned("sparse", 1, Pattern.numbered(number - 2))
+
+
 def _options(call: Call, keep_factor: bool) -> tuple[Any, ...]:
     """The plain arguments of a call."""
     name = call.engine if isinstance(call.engine, str) else call.engine.name
     settings = [getattr(call.settings, name) for name in _NAMES]
-    return (call.structure.diagonal, *settings, name, call.check, keep_factor)
+    return ([_number(kind) for kind in call.structure.kinds], *settings, name, call.check, keep_factor)
 
 
 def call_of(tensors: Sequence[Any], chosen: Sequence[Any]) -> Call:
     """The call of flat arguments; its backend stays a name."""
-    diagonal, *settings, backend, check, _ = chosen
-    Q, *rest = tensors
-    structure = check_problem(matrices.wrap(DIAGONAL if diagonal else DENSE, Q), *rest).structure
+    kinds, *settings, backend, check, _ = chosen
+    given = list(tensors)
+    for i, number in zip(MATRICES, kinds, strict=True):
+        given[i] = matrices.wrap(_kind(number), given[i])
+    structure = check_problem(*given).structure
     return Call(structure, Settings(*settings), backend, check, _torch.transformed())
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from optlayer import _torch, matrices
-from optlayer.core.structure import CSR, MATRICES, NAMES, Kind, Structure
-from optlayer.matrices import Diagonal, Matrix
+from optlayer.core.structure import DENSE, MATRICES, NAMES, Kind, Patterned, Structure
+from optlayer.matrices import STORED, Diagonal, Matrix
+from optlayer.sparse import Sparse
 
 _SHAPES = {"Q": "nn", "q": "n", "G": "pn", "h": "p", "A": "mn", "b": "m", "lb": "n", "ub": "n", "h_lower": "p"}
 _DTYPES = (torch.float32, torch.float64)
@@ -87,12 +88,14 @@ class Problem:
         )  # fmt: skip
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors in the order of NAMES; of a matrix, what stands for it (the diagonal where Q is diagonal)."""
-        Q, G, A = self.Q, self.G, self.A
+        """The tensors in the order of NAMES; of a matrix, what stands for it (the diagonal, the values)."""
+        Q: Any = self.Q
+        G: Any = self.G
+        A: Any = self.A
         return (
-            Q.values if type(Q) is Diagonal else Q, self.q, G.values if type(G) is Diagonal else G, self.h,
-            A.values if type(A) is Diagonal else A, self.b, self.lb, self.ub, self.h_lower,
-        )  # type: ignore[return-value]  # fmt: skip
+            Q.values if type(Q) in STORED else Q, self.q, G.values if type(G) in STORED else G, self.h,
+            A.values if type(A) in STORED else A, self.b, self.lb, self.ub, self.h_lower,
+        )  # fmt: skip
 
     def rank(self, name: str) -> int:
         """Dimensions of tensor `name` without the batch."""
@@ -127,9 +130,9 @@ class Problem:
         assert self.G is not None and self.h is not None and self.h_lower is not None  # noqa: PT018
         h, below = torch.broadcast_tensors(self.h, -self.h_lower)
         tensors = list(self.tensors())
-        tensors[2:4] = matrices.opposed(self.G), torch.cat([h, below], -1)
-        tensors[8] = None
-        kinds = (structure.kinds[0], matrices.of("G", tensors[2])[0], structure.kinds[2])
+        kind, tensors[2] = matrices.of("G", matrices.opposed(self.G))
+        tensors[3], tensors[8] = torch.cat([h, below], -1), None
+        kinds = (structure.kinds[0], kind, structure.kinds[2])
         wide = Structure(
             structure.n, structure.m, 2 * structure.p, structure.shape, kinds, lower=self.lb is not None,
             upper=self.ub is not None, dtype=structure.dtype, device=structure.device,
@@ -140,14 +143,17 @@ class Problem:
         """The same problem with other tensors (order of NAMES, same kinds) and batch."""
         q = tensors[1]
         assert q is not None
-        kinds = tuple(_kind_now(kind, tensors[i]) for kind, i in zip(self.structure.kinds, MATRICES, strict=True))
         shape = () if batch is None else (batch,)
-        return Problem.of(tensors, self.structure.changed(shape=shape, dtype=q.dtype, device=q.device, kinds=kinds))
+        return Problem.of(tensors, self.structure.changed(shape=shape, dtype=q.dtype, device=q.device))
 
-
-def _kind_now(kind: Kind, tensor: Tensor | None) -> Kind:
-    """The kind after a sparse tensor was perhaps replaced by a dense one."""
-    return matrices.of("", tensor)[0] if kind is CSR and tensor is not None else kind
+    def dense(self) -> Problem:
+        """The same with full matrices in place of sparse ones."""
+        tensors, kinds = list(self.tensors()), list(self.structure.kinds)
+        for k, i in enumerate(MATRICES):
+            tensor = tensors[i]
+            if type(kinds[k]) is Patterned and tensor is not None:
+                tensors[i], kinds[k] = matrices.wrap(kinds[k], tensor).dense(), DENSE
+        return Problem.of(tensors, self.structure.changed(kinds=tuple(kinds)))
 
 
 # --- the door --------------------------------------------------------------------------------------------------------
@@ -165,11 +171,18 @@ def check(
     """
     if h is None and h_lower is not None:
         h = torch.inf
-    values = (Q.d if type(Q) is Diagonal else Q, q, G, h, A, b, lb, ub, h_lower)
-    key = None if torch.compiler.is_compiling() else _key(Q, values)
+    if matrices.is_sparse(Q) or matrices.is_sparse(G) or matrices.is_sparse(A):
+        dtype = q.dtype if isinstance(q, Tensor) else torch.float64
+        pairs = zip("QGA", (Q, G, A), strict=True)
+        Q, G, A = (matrices.sparse(name, M, dtype) if matrices.is_sparse(M) else M for name, M in pairs)
+    values = (
+        Q.values if type(Q) in STORED else Q, q, G.values if type(G) is Sparse else G, h,
+        A.values if type(A) is Sparse else A, b, lb, ub, h_lower,
+    )  # fmt: skip
+    key = None if torch.compiler.is_compiling() else _key((Q, G, A), values)
     known = None if key is None else _known.get(key)
     if known is None:
-        return _checked((Q, *values[1:]), key)
+        return _checked((Q, q, G, h, A, b, lb, ub, h_lower), key)
     structure, folds = known
     if folds is None:
         return Problem(Q, q, G, h, A, b, lb, ub, structure, h_lower)
@@ -181,11 +194,11 @@ _known: dict[Any, tuple[Structure, _Folds | None]] = {}
 """The structure of what has passed the check: training asks the same question again and again."""
 
 
-def _key(Q: Any, values: Sequence[Any]) -> Any:
+def _key(given: tuple[Any, Any, Any], values: Sequence[Any]) -> Any:
     """All that the check looks at; None where it cannot be a key: symbolic sizes, numbers, wrong types."""
     try:
         key = (
-            type(Q) is Diagonal,
+            *[M.pattern if type(M) is Sparse else type(M) is Diagonal for M in given],
             *[x if x is None else (x.shape, x.dtype, x.device, x.layout, type(x)) for x in values],
         )
         hash(key)
@@ -201,7 +214,7 @@ def _checked(values: Sequence[Any], key: Any) -> Problem:
         kinds.append(kind)
     door = _Door(given, kinds)
     structure, folds = door.structure()
-    if key is not None and not structure.sparse and _torch.tracing_script() is None:
+    if key is not None and _torch.tracing_script() is None:
         if len(_known) >= 1000:
             _known.clear()
         _known[key] = structure, folds
@@ -227,7 +240,9 @@ class _Door:
         self.given, self.kinds = given, kinds
         self.forms = dict(_SHAPES)
         for i, kind in zip(MATRICES, kinds, strict=True):
-            if kind.rank == 1:
+            if type(kind) is Patterned:
+                self.forms[NAMES[i]] = NAMES[i]  # a letter of its own for its entries
+            elif kind.rank == 1:
                 self.forms[NAMES[i]] = "n"
         self.sizes: dict[str, Any] = {}
         self.whose: dict[str, str] = {}
@@ -288,13 +303,18 @@ class _Door:
         return () if isinstance(x, float) or (x.dim() == 0 and NAMES[i] in _FILLED) else self.note(i, x)
 
     def note(self, i: int, x: Tensor) -> tuple[int, ...]:
-        name, form, shape = NAMES[i], self.forms[NAMES[i]], x.shape
+        name, form, shape = NAMES[i], self.forms[NAMES[i]], tuple(x.shape)
         extra = len(shape) - len(form)
         if extra < 0:
             hint = "Diagonal(Q)?" if name == "Q" and x.dim() == 1 else f"{name}[None]?" if x.dim() == 1 else ""
             expected = f"{name} has {x.dim()} dimensions; expected {len(form)}, or more with a batch"
             raise self.wrong(ValueError, expected, hint)
-        for letter, size in zip(form, shape[extra:], strict=True):
+        pairs = list(zip(form, shape[extra:], strict=True))
+        kind = self.kinds[MATRICES.index(i)] if i in MATRICES else None
+        if type(kind) is Patterned:
+            shape = (*shape[:extra], *kind.pattern.size)
+            pairs = list(zip(_SHAPES[name], kind.pattern.size, strict=True))
+        for letter, size in pairs:
             if self.sizes.setdefault(letter, size) != size:
                 raise self.wrong(
                     ValueError,
@@ -352,9 +372,13 @@ class _Door:
                 continue  # few know it
             label = "Q.d" if name == "Q" and form == "n" else name
             wanted = f"(…, {', '.join(form)})"
+            kind = self.kinds[MATRICES.index(NAMES.index(name))] if name in "QGA" else None
             if isinstance(x, Tensor):
-                kind = "" if x.layout == torch.strided else "sparse "
-                got = f"{kind}{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
+                shape, stored = tuple(x.shape), ""
+                if type(kind) is Patterned:
+                    shape, stored = (*shape[:-1], *kind.pattern.size), f"sparse, {kind.pattern.entries} entries, "
+                    wanted = f"(…, {', '.join(_SHAPES[name])})"
+                got = f"{stored}{shape} {str(x.dtype).removeprefix('torch.')} on {x.device}"
             else:
                 got = "absent" if x is None else type(x).__name__ if not isinstance(x, float) else f"{x}"
             lines.append(f"  {label:<4} expected {wanted:<10} got {got}")

@@ -134,8 +134,7 @@ class Solution:
         point, problem = self.point, self.problem
         names = ("z", "lam", "nu", "lam_lb", "lam_ub", *(("lam_lower",) if problem.structure.two_sided else ()))
         z, *multipliers = (getattr(point, name).detach().double() for name in names)
-        dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
-        data = [None if x is None else x.detach().double() for x in dense]
+        data = [None if x is None else x.detach().double() for x in problem.tensors()]
         problem = problem.replace(data, len(z))
         found = torch.full_like(z[:, 0], torch.nan)
         infeasible, unbounded = (point.status == int(x) for x in (Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE))

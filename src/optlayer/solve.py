@@ -13,7 +13,7 @@ from optlayer import _torch, autograd, backends
 from optlayer.call import failed
 from optlayer.core.settings import Settings
 from optlayer.core.structure import Names
-from optlayer.matrices import Diagonal
+from optlayer.matrices import STORED, Diagonal, Matrix
 from optlayer.point import Point
 from optlayer.problem import Problem
 from optlayer.problem import check as check_problem
@@ -33,11 +33,11 @@ class Options(TypedDict, total=False):
 
 
 def solve(
-    Q: Tensor | Diagonal,
+    Q: Matrix,
     q: Tensor,
-    G: Tensor | None = None,
+    G: Matrix | None = None,
     h: Tensor | float | None = None,
-    A: Tensor | None = None,
+    A: Matrix | None = None,
     b: Tensor | float | None = None,
     lb: Tensor | float | None = None,
     ub: Tensor | float | None = None,
@@ -59,6 +59,7 @@ def solve(
 
     Args:
         Q: symmetric positive semidefinite, (…, n, n) (its symmetric part is used), or ``Diagonal(d)`` with d (…, n).
+            Q, G and A, in any mix, may be ``Sparse``, a sparse tensor of torch's, or (a constant) a matrix of scipy's.
         q: (…, n).
         G, h: inequalities, (…, p, n) and (…, p).
         A, b: equalities, (…, m, n) and (…, m).
@@ -135,16 +136,20 @@ def _named(names: Mapping[str, Sequence[str]], problem: Problem) -> Names:
     return Names(*(tuple(names[key]) if key in names else None for key in sizes))
 
 
-def _widened(Q: Tensor | Diagonal, *others: Tensor | float | None) -> list[Any] | None:
+def _widened(Q: Matrix, *others: Matrix | float | None) -> list[Any] | None:
     """The arguments in float32, or in float64 if any has it; None outside autocast if their dtypes are mixed."""
-    values = (Q.d if isinstance(Q, Diagonal) else Q, *others)
+    given: tuple[Any, ...] = (Q, *others)
+    values = [x.values if type(x) in STORED else x for x in given]
     tensors = [x for x in values if isinstance(x, Tensor)]
     dtypes = {x.dtype for x in tensors}
     if len(dtypes) > 1 and not any(torch.is_autocast_enabled(x.device.type) for x in tensors):
         return None
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     wide: list[Any] = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in values]
-    return [Diagonal(wide[0]) if isinstance(Q, Diagonal) else wide[0], *wide[1:]]
+    for i, x in enumerate(given):
+        if type(x) in STORED:
+            wide[i] = Diagonal(wide[i]) if type(x) is Diagonal else x.with_values(wide[i])
+    return wide
 
 
 def _rounded(solution: Solution, dtype: torch.dtype) -> Solution:

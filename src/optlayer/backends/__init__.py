@@ -99,5 +99,5 @@ def _choose(problem: Problem, wanted: str) -> Backend:
 
 def _refusal(backend: Backend, problem: Problem) -> str | None:
     if problem.sparse and not backend.sparse:
-        return f"it takes dense tensors; use backend='{OTHERS}NAME', or .to_dense()"
+        return "it takes dense matrices"
     return backend.refuses(problem)

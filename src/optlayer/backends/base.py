@@ -57,7 +57,7 @@ class Backend(Protocol):
     Attributes:
         name: what the user says.
         automatic: whether `backend="auto"` may choose it.
-        sparse: whether it takes torch's sparse matrices.
+        sparse: whether it takes sparse matrices.
         two_sided: whether it takes rows with lower sides; for others they are stacked (`Stacked`).
     """
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optlayer.backends import args
+from optlayer.backends import sparse as by_pattern
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.native import VARIANTS, Core, Plan
 from optlayer.core.settings import Settings
@@ -21,7 +22,7 @@ from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "cpu", True, False, True
+name, automatic, sparse, two_sided = "cpu", True, True, True
 
 
 def _variants() -> list[str]:
@@ -36,6 +37,12 @@ def _core() -> Core | str:
         return Core(_variants())
     except OSError as error:
         return str(error)
+
+
+def _loaded() -> Core:
+    core = _core()
+    assert isinstance(core, Core)
+    return core
 
 
 def unavailable() -> str | None:
@@ -75,6 +82,8 @@ def _plan(structure: Structure, settings: Settings, keep: bool, smoothed: bool) 
 
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member."""
+    if problem.sparse:
+        return by_pattern.solve(_loaded(), _adopt, problem, settings, keep_factor)
     return _found(problem, settings, keep_factor, False)
 
 
@@ -85,6 +94,8 @@ def relaxing() -> Backend:
 
 def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
     """The relaxed point of the members that are solved."""
+    if problem.sparse:
+        return by_pattern.relax(_loaded(), _adopt, problem, settings, point, keep_factor)
     relaxed = _found(problem, settings, keep_factor, True)
     if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
@@ -94,8 +105,7 @@ def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool)
 
 def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> Point:
     """What the core finds for the members, and how many it leaves."""
-    core = _core()
-    assert isinstance(core, Core)
+    core = _loaded()
     plan, kept = _plan(problem.structure, settings, keep_factor, smoothed), []  # type: tuple[Plan, list[Tensor]]
     words = plan.words[:]
     point = args.new_point(words, plan, problem.structure)
@@ -180,8 +190,9 @@ _SCRATCH = array("d", bytes(8 * 256))
 
 def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
     """Solve the KKT system at `point` for `rhs` with the factorisation of the forward pass."""
-    core = _core()
-    assert isinstance(core, Core)
+    core = _loaded()
+    if problem.sparse:
+        return by_pattern.kkt_solve(core, problem, settings, point, rhs)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
     columns = structure.adjoint_widths
     v = torch.empty(structure.members, sum(columns), dtype=structure.dtype)
@@ -205,8 +216,9 @@ def pullback(
     problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of the tensors (where `need`) from that of z: `kkt_solve`, and the products of eq. 8."""
-    core = _core()
-    assert isinstance(core, Core)
+    core = _loaded()
+    if problem.sparse:
+        return by_pattern.pullback(core, problem, settings, point, grad_z, need)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
     words, _v = _adjoint(problem, settings, point, kept)
     grads: list[Tensor | None] = [None] * len(need)

@@ -32,10 +32,11 @@ from optlayer import kkt
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
-from optlayer.core.structure import NAMES
+from optlayer.core.structure import MATRICES, NAMES, Patterned
 from optlayer.matrices import Diagonal
 from optlayer.point import Point
 from optlayer.problem import Problem
+from optlayer.sparse import Pattern
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,7 +215,8 @@ class _Member:
                 return None
             if tensor.dim() > problem.rank(name):
                 tensor = tensor[i]
-            return _to_scipy(tensor) if tensor.layout != torch.strided else tensor.detach().double().numpy()
+            kind = problem.structure.kinds[MATRICES.index(NAMES.index(name))] if name in "QGA" else None
+            return _to_scipy(kind.pattern, tensor) if type(kind) is Patterned else tensor.detach().double().numpy()
 
         given = {name: pick(name, x) for name, x in zip(NAMES[:8], problem.tensors(), strict=False)}
         n, eye = problem.n, sparse.identity(problem.n, format="csc")
@@ -419,11 +421,11 @@ def _factor(M: csc_matrix) -> Any:
     return splu(M, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
-def _to_scipy(matrix: Tensor) -> csc_matrix:
+def _to_scipy(pattern: Pattern, values: Tensor) -> csc_matrix:
     from scipy.sparse import csr_matrix
 
-    parts = (matrix.values().detach().double(), matrix.col_indices(), matrix.crow_indices())
-    return csr_matrix(tuple(x.numpy() for x in parts), shape=tuple(matrix.shape)).tocsc()
+    parts = (values.detach().double(), pattern.columns, pattern.first)
+    return csr_matrix(tuple(x.numpy() for x in parts), shape=pattern.size).tocsc()
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
@@ -453,6 +455,5 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point, tolerance
     if problem.n + problem.m + problem.p > _SMALL:
         return
     for i in (point.status == int(Status.MAX_ITERATIONS)).nonzero().flatten().tolist():
-        dense = [x if x is None or x.layout == torch.strided else x.to_dense() for x in problem.tensors()]
-        verdict = reference.solve(problem.replace(dense, problem.batch).member(i), settings, False)
+        verdict = reference.solve(problem.dense().member(i), settings, False)
         point.take(slice(i, i + 1), verdict)

@@ -36,7 +36,7 @@ from optlayer.matrices import Diagonal
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "reference", True, False, False
+name, automatic, sparse, two_sided = "reference", True, True, False
 
 # In equilibrated units:
 REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement removes it
@@ -94,8 +94,7 @@ class _Standard(NamedTuple):
 def _standard(problem: Problem) -> _Standard:
     n, m, p = problem.n, problem.m, problem.p
     batch = 1 if problem.batch is None else problem.batch
-    dense = (x.to_dense() if x is not None and x.layout != torch.strided else x for x in problem.tensors())
-    Q, q, G, h, A, b, lb, ub, _ = (None if x is None else x.detach().double() for x in dense)
+    Q, q, G, h, A, b, lb, ub, _ = (None if x is None else x.detach().double() for x in problem.dense().tensors())
     assert Q is not None
     assert q is not None
     Q = torch.diag_embed(Q) if isinstance(problem.Q, Diagonal) else 0.5 * (Q + Q.mT)

@@ -183,6 +183,13 @@ class Core:
             call.argtypes = [ctypes.c_void_p]
         for call in (library.optlayer_pullback, library.optlayer_products):
             call.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        address, bytes_ = ctypes.c_void_p, ctypes.c_char_p
+        library.optlayer_sparse_plan.argtypes, library.optlayer_sparse_plan.restype = [address], address
+        library.optlayer_sparse_free.argtypes, library.optlayer_sparse_free.restype = [address], None
+        library.optlayer_sparse_cost.argtypes, library.optlayer_sparse_cost.restype = [address, address], None
+        for call in (library.optlayer_sparse_solve, library.optlayer_sparse_kkt_solve):
+            call.argtypes = [address, bytes_]
+        library.optlayer_sparse_pullback.argtypes = [address, bytes_, bytes_]
         library.optlayer_take.argtypes, library.optlayer_take.restype = [ctypes.c_int64], ctypes.c_void_p
         library.optlayer_release.argtypes = [ctypes.c_void_p]
         library.optlayer_release.restype = None
@@ -194,6 +201,10 @@ class Core:
         self.kkt_solve = library.optlayer_kkt_solve
         self.pullback = library.optlayer_pullback
         self.products = library.optlayer_products
+        self.sparse_plan, self.sparse_free = library.optlayer_sparse_plan, library.optlayer_sparse_free
+        self.sparse_cost = library.optlayer_sparse_cost
+        self.sparse_solve, self.sparse_kkt_solve = library.optlayer_sparse_solve, library.optlayer_sparse_kkt_solve
+        self.sparse_pullback = library.optlayer_sparse_pullback
         self.take = library.optlayer_take
         self.release = library.optlayer_release
 

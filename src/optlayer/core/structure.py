@@ -28,8 +28,19 @@ class Kind:
 
 DENSE = Kind("dense", 2)
 DIAGONAL = Kind("diagonal", 1)
-CSR = Kind("sparse", 2)
-"""torch's sparse tensor, shared by the batch."""
+
+
+@dataclass(frozen=True)
+class Patterned(Kind):
+    """A sparse matrix: its tensor holds the values at the entries of a pattern.
+
+    Args:
+        pattern: where the entries are; equal patterns are equal, and hash alike (sparse.py).
+    """
+
+    pattern: Any
+
+
 
 NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub", "h_lower")
 """The tensors of a problem, in the order that all of the package uses."""
@@ -105,8 +116,8 @@ class Structure:
 
     @property
     def sparse(self) -> bool:
-        """Whether some matrix is a sparse tensor of torch's."""
-        return CSR in self.kinds
+        """Whether some matrix is sparse."""
+        return any(type(kind) is Patterned for kind in self.kinds)
 
     def changed(self, **to: Any) -> Structure:
         """The same with another `shape`, `dtype`, `device`, or `kinds` of the same ranks."""

@@ -13,6 +13,8 @@ struct Interior : Verdict<Tm, V, U, D> {
     using Base::t, Base::a, Base::x, Base::out, Base::gd, Base::gp, Base::dz, Base::row, Base::judge;
     System& system;
     V* dnu;
+    Point<V> best{};           // of the stages, where the elimination asks for it
+    V least = V(T(1e30));
 
     Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
         : Base(team, data, sides, point), system(elimination) {}
@@ -20,6 +22,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     void place(Arena& w) {
         Base::place(w);
         dnu = w.take<V>(a.m);
+        if constexpr (System::attempts > 1) best.place(w, a.n, a.m, a.rows(), x.total());
     }
 
     // Mehrotra's loop over the lanes that are live, until lam∘s = aim (0: as small as the tolerance says); leaves s, lam and
@@ -71,6 +74,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
+                if constexpr (System::attempts > 1) x.active[k] = select(live, select((x.on[k] > V(0)) & (ds * x.lam[k] < dl * x.s[k]), V(1), V(0)), x.active[k]);
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
             });
             t.smallest(step);
@@ -81,7 +85,8 @@ struct Interior : Verdict<Tm, V, U, D> {
             sigma = max(min(sigma * sigma * sigma, V(1)), V(T(0.5)) * (V(1) - bold));
 
             // corrector: aim at s∘lam = sigma mu, second order included
-            const V centre = max(sigma * mu, aim);
+            V centre = max(sigma * mu, aim);  // not far below the end: infeasibility must keep pace
+            if constexpr (System::attempts > 1) centre = max(centre, V(T(0.1)) * tol * system.unit * system.unit_dual);
             t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
                 const V target = x.on[k] * fma(bold * x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -centre));
@@ -103,7 +108,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const V s = fma(step, x.ds[k], x.s[k]), lam = fma(step, x.dlam[k], x.lam[k]);
                 const auto moves = live & (x.on[k] > V(0));
                 // Tapia's indicator: s falls like mu where a row is active, lam where it is not; free of units
-                x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
+                if constexpr (System::attempts == 1) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
                 x.s[k] = select(moves, s, x.s[k]);
                 x.lam[k] = select(moves, lam, x.lam[k]);
             });
@@ -189,6 +194,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             t.each(a.rows(), [&](int i) { out.y[i] = select(going & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
         }
         keep_bounds(t, x, out, which);
+        if constexpr (System::attempts > 1) system.keep_fixed(out.z, which);
         // signs: what is negative is cut off, and judged by the residuals
         a.rows_times(t, out.z, x.v);
         x.each(t, [&](int k, int i, V sg) {
@@ -199,6 +205,36 @@ struct Interior : Verdict<Tm, V, U, D> {
         t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg, out.lam[k], row[i]); });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
+    }
+
+    // The active set that the last polish asks for: without what it pulls at, with what it breaks.
+    template <class M>
+    OPTLAYER_CALL void correct(M which) {
+        x.each(t, [&](int k, int i, V sg) {
+            const V over = x.on[k] * (sg * x.v[i] - x.h[k]);
+            const auto broken = over > V(T(Tuning<T>::broken)) * (abs(x.v[i]) + abs(x.h[k]));
+            const auto pulls = (x.r[k] > V(0)) & (out.lam[k] > V(0));
+            x.active[k] = select(which, select(broken | pulls, V(1), V(0)), x.active[k]);
+        });
+    }
+
+    // The interior points that the stages ended with, the best of each lane.
+    template <class M>
+    OPTLAYER_CALL void keep_best(M which) {
+        if (!any(which)) return;
+        take_interior(which);
+        judge();
+        const V now = larger(larger(out.primal / system.unit, out.dual / system.scale_dual), out.gap / (system.unit * system.unit_dual * larger(x.count, V(1))));
+        const auto better = which & (now < V(T(100)) * least);  // (the last one, unless it broke down)
+        least = select(better, smaller(now, least), least);
+        copy(better, out, best);
+    }
+    template <class M>
+    OPTLAYER_CALL void take_best(M which) { copy(which, best, out); }
+    template <class M>
+    OPTLAYER_CALL void copy(M which, const Point<V>& from, Point<V>& to) {
+        const auto all = [&](int count, const V* source, V* target) { t.each(count, [&](int i) { target[i] = select(which, source[i], target[i]); }); };
+        all(a.n, from.z, to.z), all(a.m, from.nu, to.nu), all(a.rows(), from.y, to.y), all(x.total(), from.s, to.s), all(x.total(), from.lam, to.lam);
     }
 
     // Weights of the interior point itself, where no active set could be confirmed.
@@ -247,19 +283,30 @@ struct Interior : Verdict<Tm, V, U, D> {
         start();
         // Stop early and polish; where the active set was not yet right, go on and try again.
         for (int stage = 0; with_polish && stage < 3 && any(open); ++stage) {
+            if constexpr (System::attempts > 1) system.tighten(open, stage);
             loop(open, T(Tuning<T>::stage[stage]), iterations);
-            take_interior(open);
-            const auto wanted = open;
-            t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
-            polish(wanted, Tuning<T>::polish_rounds);
-            open = wanted & !(judge() <= exact);
-            t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
+            auto wanted = open;
+            V error = V(T(1e30));
+            for (int attempt = 0; attempt < System::attempts && any(wanted); ++attempt) {
+                if constexpr (System::attempts > 1) if (attempt) correct(wanted);
+                take_interior(wanted);
+                t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
+                polish(wanted, Tuning<T>::polish_rounds);
+                const V now = judge();
+                open = open & !(wanted & (now <= exact));
+                t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
+                wanted = wanted & open;
+                if (attempt) wanted = wanted & (now < V(T(0.5)) * error);
+                error = now;
+            }
+            if constexpr (System::attempts > 1) keep_best(open);
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
         Base::pairs = with_polish;
         if (!with_polish) loop(open, T(Tuning<T>::path), iterations, V(T(0.1) * tolerance) * system.unit * system.unit_dual / max(x.count, V(1)));
-        if (any(open)) {  // no active set was confirmed: the interior point as it is
+        if (any(open)) {  // no active set was confirmed: the interior point as it is, or the best of them
             take_interior(open);
+            if constexpr (System::attempts > 1) if (with_polish) take_best(open);
             if (with_polish) settle_pairs(open, V(tolerance));
             weigh_interior(open);
             system.factor(x.D);

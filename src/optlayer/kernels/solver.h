@@ -49,7 +49,7 @@ template <class T>
 T huge() { return std::is_same<T, float>::value ? T(3.4e38) : T(1.7e308); }
 
 // V: value of the group. U: T when matrices are shared, V otherwise.
-template <class V, class U, class Tm = Solo<V>>
+template <class V, class U, class Tm = Solo<V>, class D = Data<V, U>>
 struct Group {
     using T = scalar_of<V>;
     static constexpr int W = lanes_of<V>;
@@ -57,7 +57,7 @@ struct Group {
     const Args& g;
     const Plan& plan;
     Tm t;
-    Data<V, U> a{};
+    D a{};
     Sides<V> x{};
     Point<V> out{};
     int64_t member[W];
@@ -171,6 +171,7 @@ struct Group {
 
     // Row of G times the solution.
     T row_value(int64_t mem, int row) const {
+        if constexpr (!std::is_same<D, Data<V, U>>::value) return a.row_value(View<const T>(g.G).of(mem), row, View<const T>(g.z).of(mem));
         const T *G = View<const T>(g.G).of(mem) + size_t(row) * plan.n, *z = View<const T>(g.z).of(mem);
         T sum = T(0);
         for (int j = 0; j < plan.n; ++j) sum = fma(G[j], z[j], sum);
@@ -259,7 +260,8 @@ struct Group {
 
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
-        Interior<Tm, V, U, System> ip(t, a, system, x, out);
+        Interior<Tm, V, U, System, D> ip(t, a, system, x, out);
+        ip.equilibrated = System::attempts > 1;
         ip.place(work);
         if (!work.base) return;
 #ifndef __CUDACC_RTC__
@@ -472,7 +474,7 @@ struct Group {
         }
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
-        using Judge = Verdict<Tm, V, U>;
+        using Judge = Verdict<Tm, V, U, D>;
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
         // to them, so that the units of the objective do not matter.
         auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
@@ -487,11 +489,11 @@ struct Group {
                 a.add_Qz(t, vz, gz);
                 force = max(force, size(n, gz));
                 a.add_rows_t(t, vy, gz);
-                if (m) t.gemv(n, m, a.A, n, vnu, gz);
+                a.add_At(t, vnu, gz);
             }
             t.each(n, [&](int j) { gz[j] = rz[j] - gz[j]; });
             zero(gnu, m);
-            if (m && round) t.gemv_t(n, m, a.A, n, vz, gnu);
+            if (m && round) a.A_times(t, vz, gnu);
             move = max(move, size(m, gnu));
             t.each(m, [&](int i) { gnu[i] = rnu[i] - gnu[i]; });
             zero(vt, R);

@@ -32,6 +32,11 @@ template <> struct Tuning<double> {
     // refinement; the latter also decides how near to least norm the multipliers of dependent rows are; `absent`: the inverse weight of a row that drops out;
     // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
+    static constexpr double regularisation[3] = {1e-8, 1e-8, 1e-11};  // R of the sparse KKT matrix, equilibrated, by stage (sparse.h) [maros]
+    static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
+    static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
+    static constexpr int refinements = 2;            // of a direction, where a residual is `worth_refining`, relative [maros]
+    static constexpr double worth_refining = 1e-3;
     static constexpr double pivot_ratio = 1e-11;     // least pivot of Q at which forming M is still exact (schur.h)
     static constexpr double rank = 1e-10;            // of a column of A' (null space)
     static constexpr double least_unit = 1e-7;       // of the slacks at the start (schur.h)

@@ -183,19 +183,29 @@ struct Verdict {
     OPTLAYER_CALL V entries(bool closely) {
         const int n = a.n;
         V hidden = V(0), level = V(0);
+        V force = V(0);  // where variables have units: the largest terms of stationarity in them, beside which rounding is seen
         if (closely) {
-            const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]); }) : V(0);
+            const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
             t.each(n, [&](int j) {
                 const V q = a.curvature(j);
-                scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
+                if constexpr (D::has_units) {
+                    const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
+                    scale[j] = larger(larger(abs(out.z[j]), top * a.unit(j)), select(q > V(0), terms / q, V(0)));
+                    force = larger(force, terms * a.unit(j));
+                } else {
+                    scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
+                }
             });
+            if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
         }
         V worst = t.max(n, V(0), [&](int j) {
             if (!closely) return share(abs(gd[j]), size[j]);
             const V q = a.curvature(j), unit = select(q > V(0), V(1) / sqrt(q), V(1));
             const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
             hidden = larger(hidden, unit * terms), level = larger(level, unit * size[j]);
-            return share(abs(gd[j]), size[j], terms, a.Q_size(j, scale));
+            V rounded = a.Q_size(j, scale);
+            if constexpr (D::has_units) rounded = rounded + force / a.unit(j);
+            return share(abs(gd[j]), size[j], terms, rounded);
         });
         t.largest(hidden), t.largest(level);
         auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether

@@ -105,6 +105,8 @@ struct Data {
     }
     V A_size(int i, const V* z) const { return sizes(A + size_t(i) * n, 1, n, z); }
     V At_size(int j, const V* nu) const { return sizes(A + j, n, m, nu); }
+    static constexpr bool has_units = false;  // whether the variables' own units are known (sparse.h)
+    V unit(int) const { return V(1); }
     V curvature(int j) const { return V(diagonal ? Q[j] : Q[size_t(j) * n + j]); }
     // f(variable, entry) over row i of C
     template <class F> void each_of_row(int i, F&& f) const {

@@ -1,0 +1,353 @@
+#include "sparse.h"
+
+#include <atomic>
+#include <memory>
+
+#include "kernels/solver.h"
+#include "memory.h"
+#include "pool.h"
+#include "products.h"
+#include "sparse_plan.h"
+
+namespace optlayer {
+namespace {
+
+constexpr int least_lanes = 3;  // members from which a register of members is quicker than one after the other
+
+RowPattern row_pattern(int64_t rows, const int64_t* first, const int64_t* col) {
+    RowPattern M;
+    M.rows = int(rows), M.first.assign(1, 0);
+    for (int64_t i = 0; first && i < rows; ++i) M.first.push_back(int(first[i + 1]));
+    if (first) M.col.assign(col, col + first[rows]);
+    else M.rows = 0;
+    return M;
+}
+
+// The lower triangle of Q, of which both are stored: an entry is the mean of two.
+LowerPattern lower_pattern(int64_t n, const int64_t* first, const int64_t* col) {
+    LowerPattern Q;
+    if (!first) {
+        for (int j = 0; j < n; ++j) Q.row.push_back(j), Q.col.push_back(j), Q.one.push_back(j), Q.other.push_back(j);
+        return Q;
+    }
+    std::vector<std::vector<std::pair<int, int>>> rows(n);  // of the lower triangle: column, value
+    for (int i = 0; i < n; ++i)
+        for (int64_t e = first[i]; e < first[i + 1]; ++e) rows[std::max<int64_t>(i, col[e])].emplace_back(int(std::min<int64_t>(i, col[e])), int(e));
+    for (int i = 0; i < n; ++i) {
+        std::sort(rows[i].begin(), rows[i].end());
+        for (size_t k = 0; k < rows[i].size(); ++k) {
+            const bool both = k + 1 < rows[i].size() && rows[i][k + 1].first == rows[i][k].first;
+            Q.row.push_back(i), Q.col.push_back(rows[i][k].first);
+            Q.one.push_back(rows[i][k].second), Q.other.push_back(rows[i][k + both].second);
+            k += both;
+        }
+    }
+    return Q;
+}
+
+struct Header {  // of a kept factor
+    int lanes;
+    size_t flags, groups, keep_bytes;
+};
+
+enum class Task { SOLVE, ADJOINT, REBUILD };
+
+class SparseCall {
+  public:
+    using T = double;
+    using Lanes = Pack<T, native_width<T>>;
+
+    SparseCall(const SparsePlan& plan, Args& args) : s(plan), pattern(plan.pattern), g(args) {
+        p.method = AUTO, p.n = g.n, p.m = g.m, p.p = g.p;
+        p.shared = !g.Q.stride && !g.G.stride && !g.A.stride;
+        p.below = g.h_lower.data && g.p, p.lower = g.lb.data, p.upper = g.ub.data;
+        p.bounds = p.lower || p.upper ? g.n : 0;
+        p.lanes = g.lanes ? g.lanes : g.batch < least_lanes ? 1 : native_width<T>;
+    }
+
+    int run(Task task) {
+        if (g.factor.data) {
+            header = static_cast<Header*>(g.factor.data);
+            p.lanes = header->lanes;
+        } else if (task == Task::ADJOINT) {
+            task = Task::REBUILD;
+        }
+        g.lanes = p.lanes;
+        measure();
+        if (task == Task::SOLVE && g.keep) allocate_factor();
+        if (p.shared) share(task);
+        const int64_t groups = (g.batch + p.lanes - 1) / p.lanes;
+        std::atomic<int> unsolved{0};
+        over_threads(groups, [&](int64_t i, char* room) {
+            Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
+            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task);
+            const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
+            for (int64_t k = i * p.lanes; k < last; ++k) {
+                int32_t& status = View<int32_t>(g.status).of(k)[0];
+                if (task == Task::SOLVE) {
+                    if (status == ROUGH) status = SOLVED;  // (nobody can do better)
+                    if (status != SOLVED) judge_failure(k, room);
+                    if (header) flags()[k] = status == SOLVED;
+                    unsolved += status != SOLVED;
+                } else if (status == SOLVED) {
+                    const T mark = View<T>(g.v_z).of(k)[0];
+                    unsolved += !(mark == mark);
+                }
+            }
+        });
+        return unsolved;
+    }
+
+  private:
+    const SparsePlan& s;
+    const SparsePattern& pattern;
+    Args& g;
+    Plan p{};
+    Header* header = nullptr;
+    size_t keep_bytes = 0, work_bytes = 0;  // of a group, and of one member if that is more
+    const T* shared_values = nullptr;
+    bool shared_convex = true;
+
+    char* flags() const { return reinterpret_cast<char*>(header) + header->flags; }
+
+    // ---- memory
+
+    void measure() {
+        for (int lanes : {p.lanes, 1})
+            for (Task task : {Task::SOLVE, Task::ADJOINT}) {
+                Arena keep, work;
+                dispatch(lanes, 0, keep, work, task);
+                keep_bytes = std::max(keep_bytes, keep.used), work_bytes = std::max(work_bytes, work.used);
+            }
+    }
+    void allocate_factor() {
+        const auto lines = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+        Header h{p.lanes, lines(sizeof(Header)), 0, keep_bytes};
+        h.groups = h.flags + lines(size_t(g.batch));
+        const size_t size = h.groups + size_t((g.batch + p.lanes - 1) / p.lanes) * keep_bytes;
+        header = static_cast<Header*>(Blocks::take(size, g.factor.stride));
+        *header = h;
+        g.factor.data = header;
+    }
+    template <class F> void over_threads(int64_t count, F&& body) const {
+        std::atomic<int64_t> next{0};
+        std::atomic<bool> failed{false};
+        Pool::run(int(std::min<int64_t>(std::max(g.threads, 1), count)), [&](int) {
+            try {
+                char* room = static_cast<char*>(scratch().reserve(keep_bytes + work_bytes));
+                for (int64_t i; (i = next.fetch_add(1)) < count;) body(i, room);
+            } catch (...) {  // (the only one is bad_alloc)
+                failed = true;
+            }
+        });
+        if (failed) throw std::bad_alloc();
+    }
+
+    // ---- the data
+
+    // The values of a member in the order of SparsePattern, each `step` from the one before.
+    void gather(int64_t member, T* to, int step) const {
+        const T *Q = View<const T>(g.Q).of(member), *G = View<const T>(g.G).of(member), *A = View<const T>(g.A).of(member);
+        for (int e : s.stored) {
+            const T one = Q[s.Q.one[e]], other = Q[s.Q.other[e]];
+            *to = one == other ? one : T(0.5) * (one + other), to += step;
+        }
+        for (int e = 0; e < pattern.G_entries; ++e) *to = G[e], to += step;
+        for (int e = 0; e < pattern.A_entries; ++e) *to = A[e], to += step;
+    }
+    void share(Task task) {
+        T* values = static_cast<T*>(prepared().reserve(sizeof(T) * size_t(pattern.entries())));
+        gather(0, values, 1);
+        shared_values = values;
+        if (task != Task::SOLVE) return;
+        SparseData<T, T> a{};
+        a.pattern = &pattern;
+        a.point_to(values);
+        Arena size;
+        convex(a, size);
+        Arena work(scratch().reserve(size.used));
+        shared_convex = convex(a, work);
+    }
+    bool finite(const Tensor& x, int64_t k, int count, bool below = false, bool above = false) const {
+        const T top = std::numeric_limits<T>::infinity();
+        const T* v = x.data ? View<const T>(x).of(k) : nullptr;
+        if (!v) return true;
+        for (int i = 0; i < count; ++i)
+            if (!((below ? v[i] >= -top : v[i] > -top) && (above ? v[i] <= top : v[i] < top))) return false;
+        return true;
+    }
+    int Q_values() const { return int(s.user_row.size()); }
+    bool valid(int64_t k) const {
+        return finite(g.Q, k, Q_values()) && finite(g.q, k, g.n) && finite(g.G, k, pattern.G_entries) && finite(g.A, k, pattern.A_entries)
+            && finite(g.h, k, g.p, false, true) && finite(g.h_lower, k, g.p, true) && finite(g.b, k, g.m)
+            && finite(g.lb, k, g.n, true) && finite(g.ub, k, g.n, false, true);
+    }
+
+    // ---- a group
+
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena&& work, Task task) const { dispatch(lanes, first, keep, work, task); }
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena& work, Task task) const {
+        if (lanes > 1 && p.shared) group<Lanes, T>(first, keep, work, task);
+        else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task);
+        else group<T, T>(first, keep, work, task);
+    }
+
+    template <class V, class U>
+    void group(int64_t first, Arena& keep, Arena& work, Task task) const {
+        Group<V, U, Solo<V>, SparseData<V, U>> group(g, p);
+        SparseData<V, U>& a = group.a;
+        a.n = g.n, a.m = g.m, a.p = g.p, a.bounds = p.bounds, a.pattern = &pattern;
+        V *q = work.take<V>(g.n), *b = work.take<V>(g.m);
+        a.q = q, a.b = b;
+        const bool own = !(p.shared && std::is_same<U, T>::value);
+        U* values = own ? work.take<U>(size_t(pattern.entries())) : nullptr;
+        group.place_sides(keep, work);
+        SparseSystem<Solo<V>, V, U> system(group.t, a);
+        system.place(keep, work);
+        a.units = system.scale;
+        if (work.base) {
+            group.choose_members(first);
+            if constexpr (std::is_same<U, V>::value) {
+                if (own)
+                    for (int l = 0; l < lanes_of<V>; ++l) gather(group.member[l], reinterpret_cast<T*>(values) + l, lanes_of<V>);
+            }
+            if constexpr (std::is_same<U, T>::value) a.point_to(own ? values : shared_values);
+            else a.point_to(values);
+            if (task == Task::SOLVE) group.load_vectors(), group.load_sides();
+            if (task == Task::REBUILD) {
+                system.regularise();
+                system.kappa = system.curvature();
+                system.kappa = select(system.kappa > V(T(0)), system.kappa, V(T(1)));
+            }
+        }
+        if (task != Task::SOLVE) return group.adjoint(system, work, task == Task::REBUILD);
+        const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
+        group.solve(system, work, !good);
+        for (int l = 0; l < group.count; ++l)
+            if (!lane(good, l)) View<int32_t>(g.status).of(group.member[l])[0] = NOT_CONVEX;
+    }
+
+    // Whether Q is positive semidefinite: by the pivots of Q, each entry of its diagonal raised by what rounding may hide.
+    template <class V, class U> mask_of<V> convex(const SparseData<V, U>& a, Arena& work) const {
+        V *diagonal = work.take<V>(g.n), *zero = work.take<V>(g.n);
+        Ldl<V> ldl{};
+        if (s.objective) ldl.place(s.objective->plan, work, work);
+        if (!work.base) return mask_of<V>(true);
+        const V allowed = V(T(Tuning<T>::convex));
+        if (!s.objective) {
+            V least = V(T(0)), most = V(T(0));
+            for (int j = 0; j < g.n; ++j) least = min(least, a.curvature(j)), most = max(most, abs(a.curvature(j)));
+            return least >= -allowed * most;
+        }
+        for (int j = 0; j < g.n; ++j) {
+            const V size = a.Q_largest(j);  // (a row of zeros is convex)
+            diagonal[s.objective->place[j]] = select(size > V(T(0)), fma(allowed, size, a.curvature(j)), V(T(1)));
+            zero[j] = V(T(0));
+        }
+        return ldl.factor(a.Q + pattern.diagonals, diagonal, zero);
+    }
+
+    // Why a member is not solved: numbers that are none, an objective that is not convex, or a proof.
+    void judge_failure(int64_t k, char* room) {
+        int32_t& status = View<int32_t>(g.status).of(k)[0];
+        if (!valid(k)) {
+            status = INVALID_INPUT;
+            return;
+        }
+        if (p.lanes == 1 || status == NOT_CONVEX) return;  // (one alone has looked for proofs)
+        Arena keep(room);
+        dispatch(1, k, keep, Arena(room + keep_bytes), Task::SOLVE);
+        if (status == ROUGH) status = SOLVED;
+    }
+};
+
+}  // namespace
+
+SparsePlan* sparse_plan(const SparseShape& x) {
+    return new SparsePlan(int(x.n), int(x.m), int(x.p), lower_pattern(x.n, x.Q_first, x.Q_col), row_pattern(x.p, x.G_first, x.G_col),
+                          row_pattern(x.m, x.A_first, x.A_col));
+}
+void sparse_free(SparsePlan* plan) { delete plan; }
+void sparse_cost(const SparsePlan& plan, double* out) {
+    out[0] = double(plan.kkt->plan.entries()), out[1] = plan.kkt->flops, out[2] = plan.kkt->plan.supernodes;
+}
+int sparse_solve(const SparsePlan& plan, Args& g) { return SparseCall(plan, g).run(Task::SOLVE); }
+
+namespace {
+
+// −Σ left_r right_c over two pairs, at the entries (r, c) of a matrix: its gradient (eq. 8), a member's or their sum.
+struct Entries {
+    const int *row, *col;
+    int count;
+    Tensor to;
+    Tensor y, v_y;  // of the rows; of Q: z and v_z
+    double scale;
+    Tensor below{}, v_below{};  // of the rows' lower sides, whose sign is the other
+};
+
+class SparseProducts {
+  public:
+    SparseProducts(const SparsePlan& plan, const Args& args, const Gradients& to) : g(args) {
+        const SparsePattern& s = plan.pattern;
+        rows_of_G = expand(plan.G), rows_of_A = expand(plan.A);
+        matrices = {{plan.user_row.data(), plan.user_col.data(), int(plan.user_row.size()), to.Q, g.z, g.v_z, 0.5},
+                    {rows_of_G.data(), s.G.col, s.G_entries, to.G, g.lam, g.v_lam, 1, g.lam_lower, g.v_lower},
+                    {rows_of_A.data(), s.A.col, s.A_entries, to.A, g.nu, g.v_nu, 1}};
+    }
+    void run() const {
+        struct Chunk { const Entries* of; int from, to; };
+        std::vector<Chunk> chunks;
+        for (const Entries& m : matrices)
+            for (int from = 0; m.to.data && from < m.count; from += width) chunks.push_back({&m, from, std::min(m.count, from + width)});
+        std::atomic<size_t> next{0};
+        Pool::run(int(std::min<size_t>(size_t(std::max(g.threads, 1)), chunks.size())), [&](int) {
+            for (size_t i; (i = next.fetch_add(1)) < chunks.size();) take(*chunks[i].of, chunks[i].from, chunks[i].to);
+        });
+    }
+
+  private:
+    static constexpr int width = 1024;
+    const Args& g;
+    std::vector<int> rows_of_G, rows_of_A;
+    std::vector<Entries> matrices;
+
+    static std::vector<int> expand(const RowPattern& M) {
+        std::vector<int> rows(M.col.size());
+        for (int i = 0; i < M.rows; ++i)
+            for (int e = M.first[i]; e < M.first[i + 1]; ++e) rows[e] = i;
+        return rows;
+    }
+    void take(const Entries& m, int from, int to) const {
+        double sum[width] = {};
+        const double *left = nullptr, *left_v = nullptr, *right_v = nullptr, *right = nullptr;
+        for (int64_t k = 0; k < g.batch; ++k) {
+            const bool solved = View<const int32_t>(g.status).of(k)[0] == SOLVED;
+            left = View<const double>(m.y).of(k), left_v = View<const double>(m.v_y).of(k);
+            const double* below = m.below.data ? View<const double>(m.below).of(k) : nullptr;
+            const double* below_v = m.v_below.data ? View<const double>(m.v_below).of(k) : nullptr;
+            right = View<const double>(g.z).of(k), right_v = View<const double>(g.v_z).of(k);
+            double* out = m.to.stride ? View<double>(m.to).of(k) : nullptr;
+            for (int e = from; e < to; ++e) {
+                const int r = m.row[e], c = m.col[e];
+                const double y = below ? left[r] - below[r] : left[r], v_y = below_v ? left_v[r] - below_v[r] : left_v[r];
+                const double value = solved ? -m.scale * (y * right_v[c] + v_y * right[c]) : 0;
+                if (out) out[e] = value;
+                else sum[e - from] += value;
+            }
+        }
+        if (!m.to.stride) std::copy(sum, sum + (to - from), static_cast<double*>(m.to.data) + from);
+    }
+};
+
+}  // namespace
+
+void sparse_products(const SparsePlan& plan, const Args& g, const Gradients& to) {
+    Gradients vectors = to;
+    vectors.Q = vectors.G = vectors.A = {nullptr, 0};
+    Products<double>(g, vectors).run();
+    SparseProducts(plan, g, to).run();
+}
+int sparse_kkt_solve(const SparsePlan& plan, Args& g) { return SparseCall(plan, g).run(Task::ADJOINT); }
+
+}  // namespace optlayer
+

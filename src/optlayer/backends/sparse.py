@@ -1,0 +1,235 @@
+"""Sparse problems in the compiled core: a plan for each pattern, made once, and calls with the plan and addresses.
+
+The `cpu` backend hands over what has a sparse matrix. The core computes in double; float32 is brought there and back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optlayer.backends import args
+from optlayer.backends.base import Adjoint
+from optlayer.core.native import ADJOINT, Core
+from optlayer.core.settings import Settings
+from optlayer.core.status import Status
+from optlayer.core.structure import PARTS, Kind, Patterned, Structure
+from optlayer.point import Point
+from optlayer.problem import Problem
+
+_SMALL = 400  # rows and columns up to which the reference gives a verdict on what was not solved
+_DATA = args.TENSORS[: args.TENSORS.index("z")]
+_VERDICT = ("status", "iterations", "primal_residual", "dual_residual", "gap")
+LANES = 0  # what a test may force: 1: one problem at a time; more: one in each lane
+
+
+class Plan:
+    """The core's plan of a pattern.
+
+    Attributes:
+        entries: of the factor L, for each member.
+        flops: multiply-adds of a factorisation.
+        supernodes: dense panels of the factor.
+    """
+
+    def __init__(self, core: Core, n: int, m: int, p: int, kinds: tuple[Kind, Kind, Kind]) -> None:
+        self.core = core
+        sizes = ((n, n), (p, n), (m, n))
+        keep: list[Tensor] = []
+        places: list[int] = []
+        for kind, (rows, columns) in zip(kinds, sizes, strict=True):
+            if isinstance(kind, Patterned):
+                first, col = kind.pattern.first, kind.pattern.columns
+            elif kind.rank == 1:
+                places += (0, 0)
+                continue
+            else:
+                first = torch.arange(rows + 1) * columns
+                col = torch.arange(columns).repeat(rows)
+            keep += (first, col)
+            places += (args.address(first), args.address(col))
+        handle = core.sparse_plan((ctypes.c_int64 * 9)(n, m, p, *places))
+        if not handle:
+            raise MemoryError(f"no memory for the plan of a sparse problem with n={n}, m={m}, p={p}")
+        self.handle = ctypes.c_void_p(handle)
+        cost = (ctypes.c_double * 3)()
+        core.sparse_cost(self.handle, cost)
+        self.entries, self.flops, self.supernodes = int(cost[0]), cost[1], int(cost[2])
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            self.core.sparse_free(self.handle)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(core: Core, n: int, m: int, p: int, kinds: tuple[Kind, Kind, Kind]) -> Plan:
+    return Plan(core, n, m, p, kinds)
+
+
+def plan_of(core: Core, structure: Structure) -> Plan:
+    """The plan of a structure, kept with it and among those of equal patterns."""
+    plan = structure.plans.get("sparse")
+    if plan is None:
+        absent = Kind("absent", 2)
+        kinds = tuple(absent if not size and i else kind for i, (kind, size) in enumerate(
+            zip(structure.kinds, (structure.n, structure.p, structure.m), strict=True)))  # fmt: skip
+        plan = structure.plans["sparse"] = _plan(core, structure.n, structure.m, structure.p, kinds)
+    return plan
+
+
+class _Call:
+    """Args of a problem in float64, by name, and the plan."""
+
+    def __init__(self, core: Core, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> None:
+        structure = problem.structure
+        self.core, self.plan, self.batch = core, plan_of(core, structure), structure.members
+        self.keep: list[Tensor] = []
+        single = structure.dtype is torch.float32
+        self.problem = problem if not single else _in(problem, torch.float64)
+        self.numbers = {
+            "n": structure.n, "m": structure.m, "p": structure.p, "batch": self.batch, "single": 2 * single,
+            "lanes": LANES, "threads": torch.get_num_threads(), "max_iterations": settings.max_iterations,
+            "polish": int(settings.polish), "keep": int(keep_factor),
+        }  # fmt: skip
+        self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        self.smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
+        self.places: dict[str, tuple[int, int]] = {}
+        self.add(_DATA, args.place_data(self.keep, self.problem))
+
+    def add(self, names: Sequence[str], places: Sequence[int]) -> None:
+        for i, name in enumerate(names[: len(places) // 2]):
+            self.places[name] = (places[2 * i], places[2 * i + 1])
+
+    def add_point(self, point: Point) -> None:
+        names = ("z", *PARTS[: len(point.widths)], "no further part", *_VERDICT)
+        self.add(names, args.place_point(self.keep, point))
+
+    def pack(self) -> ctypes.Array[ctypes.c_char]:
+        tensors = [x for name in args.TENSORS for x in self.places.get(name, (0, 0))]
+        return args.pack([self.numbers.get(name, 0) for name in args.NUMBERS], self.tolerance, tensors, self.smoothing)
+
+
+def _in(problem: Problem, dtype: torch.dtype) -> Problem:
+    tensors = [None if x is None else x.to(dtype) for x in problem.tensors()]
+    return Problem.of(tensors, problem.structure.changed(dtype=dtype))
+
+
+def _point_in(point: Point, dtype: torch.dtype) -> Point:
+    if point.z.dtype is dtype:
+        return point
+    z, rest, residuals = (x.to(dtype) for x in (point.z, point.rest, point.residuals))
+    return Point(z, rest, point.counts, residuals, point.widths, point.factor, point.unsolved)
+
+
+def solve(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
+    """As `cpu.solve`; `adopt` makes a tensor of the core's memory."""
+    point = _found(core, adopt, problem, settings, keep_factor, False)
+    if point.unsolved and problem.n + problem.m + problem.p <= _SMALL:
+        _ask_reference(problem, settings, point)
+    return point
+
+
+def relax(core: Core, adopt: Any, problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
+    """As `cpu.relax`: members that cannot be relaxed keep their exact point."""
+    relaxed = _found(core, adopt, problem, settings, keep_factor, True)
+    if relaxed.unsolved:
+        rest = relaxed.status != int(Status.SOLVED)
+        relaxed.take(rest, point.select(rest))
+    return relaxed
+
+
+def _found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> Point:
+    call = _Call(core, problem, settings, keep_factor, smoothed)
+    point = args.empty_point(call.problem, call.batch)
+    point.unsolved = 0
+    factor: tuple[Tensor, ...] = (torch.empty(0, dtype=torch.uint8),) if keep_factor else ()
+    if call.batch:
+        call.add_point(point)
+        packed = call.pack()
+        point.unsolved = _or_memory_error(core.sparse_solve(call.plan.handle, packed), call)
+        if keep_factor:
+            factor = (adopt(core, *args.factor(packed)),)
+    point = _point_in(point, problem.dtype)
+    return Point(
+        point.z.reshape(*problem.structure.shape, problem.n), point.rest, point.counts, point.residuals, point.widths,
+        factor, point.unsolved,
+    )  # fmt: skip
+
+
+def _or_memory_error(left: int, call: _Call) -> int:
+    if left < 0:
+        raise MemoryError(
+            f"the compiled core ran out of memory on a sparse batch of {call.batch}, "
+            f"{call.plan.entries} entries in the factor of each"
+        )
+    return left
+
+
+def _adjoint(
+    core: Core, problem: Problem, settings: Settings, point: Point, rhs: Sequence[Tensor]
+) -> tuple[_Call, Tensor]:
+    """The call of a derivative, and v to be filled: float64, its parts side by side."""
+    call = _Call(core, problem, settings, bool(point.factor), True)
+    call.add_point(_point_in(point, torch.float64))
+    wide = [x.to(torch.float64) for x in rhs]
+    call.add([name.replace("v_", "r_") for name in ADJOINT], args.place_rows(call.keep, wide))
+    widths = problem.structure.adjoint_widths
+    v = torch.zeros(call.batch, sum(widths), dtype=torch.float64)
+    call.add(ADJOINT, args.place_parts(v, widths))
+    if problem.structure.two_sided:  # beside the upper sides
+        for name in ("r", "v"):
+            at, stride = call.places.get(f"{name}_lam", (0, 0))
+            if at:
+                call.places[f"{name}_lower"] = at + problem.p * v.element_size(), stride
+    if point.factor and point.factor[0].numel():
+        call.places["factor"] = (args.address(point.factor[0]), 0)
+    call.keep.append(v)
+    return call, v
+
+
+def kkt_solve(core: Core, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
+    """As `cpu.kkt_solve`."""
+    call, v = _adjoint(core, problem, settings, point, rhs)
+    if call.batch:
+        _or_memory_error(core.sparse_kkt_solve(call.plan.handle, call.pack()), call)
+    return Adjoint(*v.to(problem.dtype).split(problem.structure.adjoint_widths, 1))
+
+
+def pullback(
+    core: Core, problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]
+) -> list[Tensor | None]:
+    """As `cpu.pullback`."""
+    call, _ = _adjoint(core, problem, settings, point, (grad_z.reshape(-1, problem.n),))
+    grads: list[Tensor | None] = []
+    wanted: list[int] = []
+    for x, needed, rank in zip(call.problem.tensors(), need, problem.structure.ranks, strict=True):
+        if not needed or x is None:
+            grads.append(None)
+            wanted += (0, 0)
+            continue
+        grad = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grads.append(grad)
+        wanted += (args.address(grad), grad.stride(0) if grad.dim() > rank else 0)
+    wanted += [0] * 16
+    gradients = struct.pack(f"={len(wanted)}q", *wanted)
+    _or_memory_error(core.sparse_pullback(call.plan.handle, call.pack(), gradients), call)
+    return [None if x is None else x.to(problem.dtype) for x in grads]
+
+
+def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
+    """Give the members that are left the reference's verdict."""
+    from optlayer.backends import reference
+
+    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    members = left.nonzero().flatten()
+    if len(members):
+        point.take(members, reference.solve(problem.select(members), settings, False))
+        point.unsolved = len(point.status.nonzero())
+
+

@@ -1,0 +1,316 @@
+// LDLᵀ of a sparse symmetric matrix with a static order: supernodes (columns that share their rows) are dense panels, and
+// a panel is updated by the panels before it ("left-looking"), so that what is in work stays near.
+// Over a value type V: a scalar, or a Pack whose lanes are matrices of the same pattern. Each entry is the same sequence
+// of operations in both: the bits of a member do not depend on what lies beside it.
+#pragma once
+#include "pack.h"
+
+namespace optlayer {
+
+// What is found once for a pattern (csrc/sparse_plan.h). Positions are those of the elimination order.
+struct LdlPlan {
+    int size = 0, supernodes = 0;
+    const int* first;       // supernodes + 1: columns of a supernode
+    const int* rows_at;     // supernodes + 1: where its rows below begin
+    const int* rows;        // ascending
+    const int64_t* panel;   // supernodes + 1: where its panel begins, column-major, as high as columns and rows below
+    struct Source {         // an earlier supernode with rows among the columns of this one: rows[from, from + count)
+        int supernode, from, count;
+    };
+    const int* sources_at;  // supernodes + 1
+    const Source* sources;
+    const int* entries_at;  // supernodes + 1: entries of the matrix below its diagonal: which value, where in the panel
+    const int *entry, *place;
+    const signed char* sign;  // of each pivot
+    int tallest = 0, widest = 0;
+
+    int64_t entries() const { return panel[supernodes]; }
+    int columns(int s) const { return first[s + 1] - first[s]; }
+    int below(int s) const { return rows_at[s + 1] - rows_at[s]; }
+};
+
+namespace detail {
+
+// Rows of a panel that a register holds: one of each lane's matrix, or several of one matrix.
+template <class V> struct Rows { using Unit = V; static constexpr int step = 1; };
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__) || defined(__SSE2__)
+template <> struct Rows<double> { using Unit = Pack<double, native_width<double>>; static constexpr int step = native_width<double>; };
+#endif
+template <class Unit, class V> OPTLAYER_INLINE Unit load_rows(const V* p) {
+    if constexpr (std::is_same<Unit, V>::value) return *p;
+    else return Unit::load(p);
+}
+template <class Unit, class V> OPTLAYER_INLINE void store_rows(Unit x, V* p) {
+    if constexpr (std::is_same<Unit, V>::value) *p = x;
+    else x.store(p);
+}
+
+// C columns of R units of rows:  target(row, c) -= Σ_k left(row, k) right(k, c).  `at`: rows of the target, or nullptr
+// where they follow each other.
+template <class Unit, int R, int C, class V>
+OPTLAYER_INLINE void subtract_block(int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at) {
+    constexpr int step = sizeof(Unit) / sizeof(V);
+    Unit sum[R][C];
+    OPTLAYER_UNROLL for (int r = 0; r < R; ++r)
+        OPTLAYER_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = Unit(V(0));
+    for (int k = 0; k < depth; ++k, left += ld, right += ld_right) {
+        Unit x[R];
+        OPTLAYER_UNROLL for (int r = 0; r < R; ++r) x[r] = load_rows<Unit>(left + r * step);
+        OPTLAYER_UNROLL for (int c = 0; c < C; ++c) {
+            const Unit y = Unit(right[c]);
+            OPTLAYER_UNROLL for (int r = 0; r < R; ++r) sum[r][c] = fma(x[r], y, sum[r][c]);
+        }
+    }
+    OPTLAYER_UNROLL for (int c = 0; c < C; ++c) {
+        V* to = target + size_t(c) * ld_target;
+        OPTLAYER_UNROLL for (int r = 0; r < R; ++r) {
+            if (!at) {
+                store_rows(load_rows<Unit>(to + r * step) - sum[r][c], to + r * step);
+            } else if constexpr (step == 1) {
+                to[at[r]] = to[at[r]] - sum[r][c];
+            } else {
+                for (int i = 0; i < step; ++i) to[at[r * step + i]] -= lane(sum[r][c], i);
+            }
+        }
+    }
+}
+template <class Unit, int R, class V>
+OPTLAYER_INLINE void subtract_rows(int columns, int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at) {
+    int c = 0;
+    for (; c + 4 <= columns; c += 4)
+        subtract_block<Unit, R, 4>(depth, left, ld, right + c, ld_right, target + size_t(c) * ld_target, ld_target, at);
+    V* to = target + size_t(c) * ld_target;
+    if (columns - c == 3) subtract_block<Unit, R, 3>(depth, left, ld, right + c, ld_right, to, ld_target, at);
+    if (columns - c == 2) subtract_block<Unit, R, 2>(depth, left, ld, right + c, ld_right, to, ld_target, at);
+    if (columns - c == 1) subtract_block<Unit, R, 1>(depth, left, ld, right + c, ld_right, to, ld_target, at);
+}
+// All rows; those above the diagonal of the target's columns, of which the caller leaves few, are scrap.
+template <class V>
+OPTLAYER_NOINLINE void subtract_product(int rows, int columns, int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at) {
+    using Unit = typename Rows<V>::Unit;
+    constexpr int step = Rows<V>::step, units = step == 1 ? 4 : 2;
+    int r = 0;
+    const auto to = [&](int row) { return at ? target : target + row; };
+    const auto places = [&](int row) { return at ? at + row : nullptr; };
+    for (; r + units * step <= rows; r += units * step)
+        subtract_rows<Unit, units>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+    for (; r + step <= rows; r += step)
+        subtract_rows<Unit, 1>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+    if constexpr (step > 1)
+        for (; r < rows; ++r) subtract_rows<V, 1>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+}
+
+}  // namespace detail
+
+// The factor of one matrix (or of one in each lane): panels of L, unit diagonal not stored, and 1 / D.
+template <class V>
+struct Ldl {
+    const LdlPlan* plan;
+    using T = scalar_of<V>;
+    V *L, *pivot, *inverse;  // kept: L, D, 1 / D
+    V *right, *x;    // scratch: D Lᵀ of a source's rows; a solve's vector in the order of elimination
+    int* at;         // scratch: row of the panel in work
+
+    template <class Arena>
+    void place(const LdlPlan& p, Arena& keep, Arena& work) {
+        plan = &p;
+        L = keep.template take<V>(size_t(p.entries()));
+        pivot = keep.template take<V>(p.size), inverse = keep.template take<V>(p.size);
+        right = work.template take<V>(size_t(p.widest) * p.widest + 4 * size_t(p.widest));
+        x = work.template take<V>(p.size + size_t(p.tallest));
+        at = work.template take<int>(p.size + size_t(p.tallest));
+    }
+
+    // values: U of the entries that the plan names; diagonal: in the order of elimination. A pivot of the wrong sign, or
+    // smaller than half of `least`, is replaced by that: it is rounding, for the matrix is quasi-definite. Returns the lanes
+    // that had none.
+    template <class U>
+    mask_of<V> factor(const U* values, const V* diagonal, const V* least) const {
+        V worst = V(T(1));
+        const LdlPlan& p = *plan;
+        int* rows = at + p.size;
+        for (int s = 0; s < p.supernodes; ++s) {
+            const int first = p.first[s], columns = p.columns(s), below = p.below(s), ld = columns + below;
+            V* panel = L + p.panel[s];
+            for (int64_t i = 0; i < int64_t(ld) * columns; ++i) panel[i] = V(0);
+            for (int e = p.entries_at[s]; e < p.entries_at[s + 1]; ++e) panel[p.place[e]] = panel[p.place[e]] + V(values[p.entry[e]]);
+            for (int k = 0; k < columns; ++k) panel[size_t(k) * (ld + 1)] = panel[size_t(k) * (ld + 1)] + diagonal[first + k];
+            if (p.sources_at[s] < p.sources_at[s + 1]) {
+                for (int k = 0; k < columns; ++k) at[first + k] = k;
+                const int* mine = p.rows + p.rows_at[s];
+                for (int i = 0; i < below; ++i) at[mine[i]] = columns + i;
+            }
+            for (int e = p.sources_at[s]; e < p.sources_at[s + 1]; ++e) subtract_source(p.sources[e], panel, ld, rows);
+            worst = min(worst, factor_panel(panel, columns, ld, first, least));
+        }
+        return worst > V(T(0));
+    }
+
+    // x := K⁻¹ x, in the order of elimination
+    void solve(V* x_) const {
+        const LdlPlan& p = *plan;
+        for (int s = 0; s < p.supernodes; ++s) forward(s, x_);
+        for (int i = 0; i < p.size; ++i) x_[i] = x_[i] * inverse[i];
+        for (int s = p.supernodes - 1; s >= 0; --s) backward(s, x_);
+    }
+
+  private:
+    // panel -= (rows of an earlier supernode) D (those of its rows that are columns here)ᵀ
+    void subtract_source(const LdlPlan::Source& source, V* panel, int ld, int* rows) const {
+        const LdlPlan& p = *plan;
+        const int k = source.supernode, depth = p.columns(k), below = p.below(k), height = depth + below, count = source.count;
+        const int* theirs = p.rows + p.rows_at[k] + source.from;
+        const V* left = L + p.panel[k] + depth + source.from;
+        const int high = below - source.from, column = at[theirs[0]];
+        const V* d = pivot + p.first[k];
+        if (narrow(depth, high, count)) {  // the same operations, without what it takes to arrange them in blocks
+            for (int c = 0; c < count; ++c) {
+                V* to = panel + size_t(at[theirs[c]]) * ld;
+                V weight[narrow_depth];
+                for (int j = 0; j < depth; ++j) weight[j] = left[size_t(j) * height + c] * d[j];
+                for (int i = c; i < high; ++i) {
+                    V sum = left[i] * weight[0];
+                    for (int j = 1; j < depth; ++j) sum = fma(left[size_t(j) * height + i], weight[j], sum);
+                    to[at[theirs[i]]] = to[at[theirs[i]]] - sum;
+                }
+            }
+            return;
+        }
+        for (int j = 0; j < depth; ++j)
+            for (int c = 0; c < count; ++c) right[size_t(j) * count + c] = left[size_t(j) * height + c] * d[j];
+        const bool columns_follow = at[theirs[count - 1]] - column == count - 1;
+        if (columns_follow && at[theirs[high - 1]] - column == high - 1) {
+            detail::subtract_product(high, count, depth, left, height, right, count, panel + size_t(column) * ld + column, ld, nullptr);
+            return;
+        }
+        for (int i = 0; i < high; ++i) rows[i] = at[theirs[i]];
+        if (columns_follow) {
+            detail::subtract_product(high, count, depth, left, height, right, count, panel + size_t(column) * ld, ld, rows);
+            return;
+        }
+        for (int c = 0; c < count; ++c)
+            detail::subtract_product(high - c, 1, depth, left + c, height, right + c, count, panel + size_t(rows[c]) * ld, ld, rows + c);
+    }
+
+    static constexpr int narrow_depth = 4;
+    static bool narrow(int depth, int high, int count) {
+        if (is_pack<V>) return depth == 1 || (depth <= 2 && high <= 4);
+        return depth <= narrow_depth && high * count <= 32;
+    }
+
+    // Blocks of four columns: updated by those before them, factored, and the rows below solved for.
+    V factor_panel(V* panel, int columns, int ld, int first, const V* least) const {
+        V worst = V(T(1));  // 0 where a pivot was replaced
+        for (int j = 0; j < columns; j += 4) {
+            const int width = columns - j < 4 ? columns - j : 4;
+            V* block = panel + size_t(j) * ld + j;
+            if (j) {
+                for (int k = 0; k < j; ++k)
+                    for (int c = 0; c < width; ++c) right[size_t(k) * width + c] = panel[size_t(k) * ld + j + c] * pivot[first + k];
+                detail::subtract_product(ld - j, width, j, panel + j, ld, right, width, block, ld, nullptr);
+            }
+            if (width == 4) factor_block<4>(block, ld, ld - j, first + j, least, worst);
+            else if (width == 3) factor_block<3>(block, ld, ld - j, first + j, least, worst);
+            else if (width == 2) factor_block<2>(block, ld, ld - j, first + j, least, worst);
+            else factor_block<1>(block, ld, ld - j, first + j, least, worst);
+        }
+        return worst;
+    }
+    template <int C>
+    OPTLAYER_INLINE void factor_block(V* block, int ld, int height, int first, const V* least, V& worst) const {
+        V a[C][C]{}, inv[C];  // a[c][j], j < c: D_j L_cj
+        OPTLAYER_UNROLL for (int j = 0; j < C; ++j) {
+            const V sign = V(T(plan->sign[first + j]));
+            V d = block[size_t(j) * ld + j];
+            for (int k = 0; k < j; ++k) d = fnma(a[j][k], block[size_t(k) * ld + j], d);
+            const V floor = V(T(0.5)) * least[first + j];
+            const auto sound = sign * d > floor;
+            worst = select(sound, worst, V(T(0)));
+            d = select(sound, d, sign * floor);
+            inv[j] = V(1) / d;
+            pivot[first + j] = d, inverse[first + j] = inv[j];
+            for (int c = j + 1; c < C; ++c) {
+                V v = block[size_t(j) * ld + c];
+                for (int k = 0; k < j; ++k) v = fnma(a[j][k], block[size_t(k) * ld + c], v);
+                a[c][j] = v;
+                block[size_t(j) * ld + c] = v * inv[j];
+            }
+        }
+        using Unit = typename detail::Rows<V>::Unit;
+        constexpr int step = detail::Rows<V>::step;
+        int r = C;
+        for (; r + step <= height; r += step) below<Unit, C>(block + r, ld, a, inv);
+        if constexpr (step > 1)
+            for (; r < height; ++r) below<V, C>(block + r, ld, a, inv);
+    }
+    template <class Unit, int C>
+    OPTLAYER_INLINE void below(V* row, int ld, const V (&a)[C][C], const V (&inv)[C]) const {
+        Unit l[C];
+        OPTLAYER_UNROLL for (int j = 0; j < C; ++j) {
+            Unit v = detail::load_rows<Unit>(row + size_t(j) * ld);
+            for (int k = 0; k < j; ++k) v = fnma(l[k], Unit(a[j][k]), v);
+            l[j] = v * Unit(inv[j]);
+            detail::store_rows(l[j], row + size_t(j) * ld);
+        }
+    }
+
+    void forward(int s, V* x_) const {
+        const LdlPlan& p = *plan;
+        const int first = p.first[s], columns = p.columns(s), count = p.below(s), ld = columns + count;
+        const V* panel = L + p.panel[s];
+        V* mine = x_ + first;
+        if (columns == 1 && (is_pack<V> || count < 2 * detail::Rows<V>::step)) {
+            const int* rows = p.rows + p.rows_at[s];
+            for (int i = 0; i < count; ++i) x_[rows[i]] = x_[rows[i]] - panel[1 + i] * mine[0];
+            return;
+        }
+        for (int k = 0; k < columns; ++k)
+            for (int i = k + 1; i < columns; ++i) mine[i] = fnma(panel[size_t(k) * ld + i], mine[k], mine[i]);
+        detail::subtract_product(count, 1, columns, panel + columns, ld, mine, 1, x_, 0, p.rows + p.rows_at[s]);
+    }
+
+    void backward(int s, V* x_) const {
+        const LdlPlan& p = *plan;
+        const int first = p.first[s], columns = p.columns(s), count = p.below(s), ld = columns + count;
+        const V* panel = L + p.panel[s];
+        const int* rows = p.rows + p.rows_at[s];
+        V *mine = x_ + first, *far = x + p.size;
+        for (int i = 0; i < count; ++i) far[i] = x_[rows[i]];
+        for (int k = columns - 1; k >= 0; --k) {
+            V v = mine[k];
+            for (int i = k + 1; i < columns; ++i) v = fnma(panel[size_t(k) * ld + i], mine[i], v);
+            mine[k] = count ? v - dot(count, panel + size_t(k) * ld + columns, far) : v;
+        }
+    }
+    // In as many partial sums as a register has scalars: the same for a lane as for a matrix alone.
+    static V dot(int count, const V* a, const V* b) {
+        constexpr int parts = native_width<T>;
+        if (count == 1) return a[0] * b[0];
+        if (count == 2) return a[0] * b[0] + a[1] * b[1];
+        V sum[parts];
+        if constexpr (is_pack<V> || parts == 1) {
+            for (int i = 0; i < parts; ++i) sum[i] = i < count ? a[i] * b[i] : V(0);
+            int i = parts;
+            for (; i + parts <= count; i += parts)
+                OPTLAYER_UNROLL for (int j = 0; j < parts; ++j) sum[j] = fma(a[i + j], b[i + j], sum[j]);
+            for (; i < count; ++i) sum[i % parts] = fma(a[i], b[i], sum[i % parts]);
+        } else {
+            using P = Pack<T, parts>;
+            P total(T(0));
+            int i = 0;
+            if (count >= parts) {
+                total = P::load(a) * P::load(b);
+                for (i = parts; i + parts <= count; i += parts) total = fma(P::load(a + i), P::load(b + i), total);
+            }
+            total.store(sum);
+            if (count < parts)
+                for (; i < count; ++i) sum[i] = a[i] * b[i];
+            for (; i < count; ++i) sum[i % parts] = fma(a[i], b[i], sum[i % parts]);
+        }
+        for (int half = parts / 2; half; half /= 2)
+            for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+        return sum[0];
+    }
+};
+
+}  // namespace optlayer

@@ -1,0 +1,360 @@
+// A QP whose matrices are sparse, and the elimination of its Newton systems: LDLᵀ of the quasi-definite KKT matrix
+//     [ Q + R + D_bounds   G'          A' ]
+//     [ G                 -D⁻¹ - R         ]
+//     [ A                             -R   ]
+// in a static order. R, small beside the entries of its row, makes every order stable enough (Vanderbei 1995; Friedlander
+// and Orban 2012): in the loop it is a proximal term at the last iterate, which does not move the solution, and where a
+// system is to be solved exactly, refinement against the data takes it out. Where active rows depend on each other the
+// multipliers that refinement finds are the nearest ones to where it starts.
+#pragma once
+#include "ldl.h"
+#include "verdict.h"
+
+namespace optlayer {
+
+// The rows of G or A, and the same entries by columns.
+struct Incidence {
+    const int *first, *col;                   // of each row: entries first[i] to first[i + 1], their columns
+    const int *col_first, *col_row, *col_at;  // of each column: rows and entries
+};
+
+// Values of a QP lie together: the diagonal of Q, as far as it is stored, its entries below the diagonal, G, A.
+struct SparsePattern {
+    int n, m, p;
+    int diagonals, lowers, G_entries, A_entries;
+    const int* diagonal;          // variable of each stored diagonal entry
+    const int* diagonal_at;       // and its place in the values, or -1
+    const int *row, *col;         // of the entries below the diagonal
+    const int *Q_first, *Q_other, *Q_at;  // of each variable: those that Q couples it with, itself included, and the entries
+    Incidence G, A;
+    const LdlPlan* kkt;
+    const int* place;             // of variable, row of G, row of A in the order of elimination
+
+    int Q_entries() const { return diagonals + lowers; }
+    int entries() const { return Q_entries() + G_entries + A_entries; }
+    int order() const { return n + p + m; }
+};
+
+// V: value of a member; U: entry of a matrix, scalar when the batch shares all matrices.
+template <class V, class U>
+struct SparseData {
+    using T = scalar_of<V>;
+    int n, m, p;
+    int bounds = 0;
+    const SparsePattern* pattern;
+    const U *Q, *G, *A;  // values
+    const V *q, *b;
+    const V* units = nullptr;  // of the variables, by which the judge takes them for equally large
+
+    int rows() const { return p + bounds; }
+    void point_to(const U* values) { Q = values, G = values + pattern->Q_entries(), A = G + pattern->G_entries; }
+
+    template <class Tm>
+    void add_Qz(const Tm&, const V* z, V* out) const {
+        const SparsePattern& s = *pattern;
+        for (int e = 0; e < s.diagonals; ++e) out[s.diagonal[e]] = fma(V(Q[e]), z[s.diagonal[e]], out[s.diagonal[e]]);
+        const U* lower = Q + s.diagonals;
+        for (int e = 0; e < s.lowers; ++e) {
+            const int i = s.row[e], j = s.col[e];
+            out[i] = fma(V(lower[e]), z[j], out[i]);
+            out[j] = fma(V(lower[e]), z[i], out[j]);
+        }
+    }
+    template <class Tm>
+    void rows_times(const Tm&, const V* z, V* out) const {
+        times(pattern->G, G, p, z, out);
+        for (int j = 0; j < bounds; ++j) out[p + j] = z[j];
+    }
+    template <class Tm>
+    void add_rows_t(const Tm&, const V* y, V* out, int sign = 1) const {
+        add_transposed(pattern->G, G, p, y, out, sign);
+        const V sg = V(T(sign));
+        for (int j = 0; j < bounds; ++j) out[j] = fma(sg, y[p + j], out[j]);
+    }
+    template <class Tm>
+    void A_times(const Tm&, const V* z, V* out) const { times(pattern->A, A, m, z, out); }
+    template <class Tm>
+    void add_At(const Tm&, const V* nu, V* out, int sign = 1) const { add_transposed(pattern->A, A, m, nu, out, sign); }
+
+    V Q_size(int j, const V* z) const { return over(Q, pattern->Q_first, pattern->Q_other, pattern->Q_at, j, z); }
+    V row_size(int i, const V* z) const { return i < p ? over(G, pattern->G.first, pattern->G.col, nullptr, i, z) : abs(z[i - p]); }
+    V rows_t_size(int j, const V* y) const {
+        const V sum = over(G, pattern->G.col_first, pattern->G.col_row, pattern->G.col_at, j, y);
+        return bounds ? sum + abs(y[p + j]) : sum;
+    }
+    V A_size(int i, const V* z) const { return over(A, pattern->A.first, pattern->A.col, nullptr, i, z); }
+    V At_size(int j, const V* nu) const { return over(A, pattern->A.col_first, pattern->A.col_row, pattern->A.col_at, j, nu); }
+    V curvature(int j) const { return pattern->diagonal_at[j] < 0 ? V(T(0)) : V(Q[pattern->diagonal_at[j]]); }
+    static constexpr bool has_units = true;
+    V unit(int j) const { return units[j]; }
+    template <class F> void each_of_row(int i, F&& f) const {
+        if (i >= p) return f(i - p, V(T(1)));
+        for (int e = pattern->G.first[i]; e < pattern->G.first[i + 1]; ++e) f(pattern->G.col[e], V(G[e]));
+    }
+    // Row i of the user's G times his z.
+    T row_value(const T* values, int i, const T* x) const {
+        T sum = T(0);
+        for (int e = pattern->G.first[i]; e < pattern->G.first[i + 1]; ++e) sum = fma(values[e], x[pattern->G.col[e]], sum);
+        return sum;
+    }
+    V Q_largest(int j) const {
+        V top = V(T(0));
+        for (int e = pattern->Q_first[j]; e < pattern->Q_first[j + 1]; ++e) top = max(top, abs(V(Q[pattern->Q_at[e]])));
+        return top;
+    }
+    V row_largest(int i) const { return i < p ? largest(pattern->G, G, i) : V(T(1)); }
+    V A_largest(int i) const { return largest(pattern->A, A, i); }
+
+  private:
+    static void times(const Incidence& M, const U* values, int rows, const V* z, V* out) {
+        for (int i = 0; i < rows; ++i) {
+            V sum = V(T(0));
+            for (int e = M.first[i]; e < M.first[i + 1]; ++e) sum = fma(V(values[e]), z[M.col[e]], sum);
+            out[i] = sum;
+        }
+    }
+    static void add_transposed(const Incidence& M, const U* values, int rows, const V* y, V* out, int sign) {
+        for (int i = 0; i < rows; ++i) {
+            const V weight = sign > 0 ? y[i] : -y[i];
+            for (int e = M.first[i]; e < M.first[i + 1]; ++e) out[M.col[e]] = fma(V(values[e]), weight, out[M.col[e]]);
+        }
+    }
+    // Σ |entry||x| over a row or column
+    static V over(const U* values, const int* first, const int* other, const int* at, int i, const V* x) {
+        V sum = V(T(0));
+        for (int e = first[i]; e < first[i + 1]; ++e) sum = fma(abs(V(values[at ? at[e] : e])), abs(x[other[e]]), sum);
+        return sum;
+    }
+    static V largest(const Incidence& M, const U* values, int i) {
+        V top = V(T(0));
+        for (int e = M.first[i]; e < M.first[i + 1]; ++e) top = max(top, abs(V(values[e])));
+        return top;
+    }
+};
+
+template <class Tm, class V, class U>
+struct SparseSystem {
+    const Tm& t;
+    const SparseData<V, U>& a;
+    Ldl<V> ldl{};
+    using T = scalar_of<V>;
+    using S = Tuning<T>;
+    static constexpr int attempts = 6;  // of the polish at the active set
+
+    V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
+    V *diagonal, *solution;                // scratch in the order of elimination
+    V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
+    V *z, *nu, *y, *rd, *rp, *vz, *vnu;
+    V unit, unit_dual, stationarity, scale_dual, kappa;
+    V aim = V(T(0));         // what lam∘s shall be at the end: of a relaxed problem not zero
+    bool predicted = false;
+
+    SparseSystem(const Tm& team, const SparseData<V, U>& data) : t(team), a(data) {}
+
+    void place(Arena& keep, Arena& work) {
+        const int n = a.n, N = a.pattern->order();
+        ldl.place(*a.pattern->kkt, keep, work);
+        W = keep.take<V>(a.rows()), R = keep.take<V>(N);
+        diagonal = work.take<V>(N), solution = work.take<V>(N), scale = work.take<V>(N), found = work.take<V>(N), residual = work.take<V>(N);
+        rows = work.take<V>(a.rows());
+        z = work.take<V>(n), nu = work.take<V>(a.m), y = work.take<V>(a.rows());
+        rd = work.take<V>(n), rp = work.take<V>(a.m), vz = work.take<V>(n), vnu = work.take<V>(a.m);
+    }
+
+    // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter.
+    void regularise() {
+        const SparsePattern& s = *a.pattern;
+        const int n = a.n, p = a.p, m = a.m;
+        V* size = diagonal;  // 1 / scale², in the user's order
+        t.each(s.order(), [&](int i) { size[i] = V(T(1)); });
+        V* most = solution;
+        for (int round = 0; round < 4; ++round) {
+            t.each(s.order(), [&](int i) { most[i] = V(T(0)); });
+            // |K_ij| / sqrt(size_i size_j), squared
+            const auto meet = [&](int i, int j, V entry) {
+                const V value = entry * entry / (size[i] * size[j]);
+                most[i] = max(most[i], value), most[j] = max(most[j], value);
+            };
+            for (int e = 0; e < s.diagonals; ++e) meet(s.diagonal[e], s.diagonal[e], V(a.Q[e]));
+            for (int e = 0; e < s.lowers; ++e) meet(s.row[e], s.col[e], V(a.Q[s.diagonals + e]));
+            for (int i = 0; i < p; ++i)
+                for (int e = s.G.first[i]; e < s.G.first[i + 1]; ++e) meet(n + i, s.G.col[e], V(a.G[e]));
+            for (int i = 0; i < m; ++i)
+                for (int e = s.A.first[i]; e < s.A.first[i + 1]; ++e) meet(n + p + i, s.A.col[e], V(a.A[e]));
+            t.each(s.order(), [&](int i) { size[i] = size[i] * select(most[i] > V(T(0)), sqrt(most[i]), V(T(1))); });
+        }
+        t.each(s.order(), [&](int i) { scale[i] = V(T(1)) / sqrt(size[i]), R[s.place[i]] = V(T(S::regularisation[0])) * size[i]; });
+    }
+    // Less of it, where the stage before did not end the matter.
+    template <class M> void tighten(M which, int stage) {
+        const SparsePattern& s = *a.pattern;
+        const V less = V(T(S::regularisation[stage]));
+        t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, less / (scale[i] * scale[i]), R[s.place[i]]); });
+    }
+
+    OPTLAYER_CALL void factor(const V* D) {
+        const SparsePattern& s = *a.pattern;
+        predicted = false;
+        const V far = V(T(S::absent));
+        t.each(a.rows(), [&](int i) { W[i] = i < a.p ? select(D[i] > V(T(0)), V(T(1)) / max(D[i], V(T(1)) / far), far) : D[i]; });
+        t.each(a.n, [&](int j) {
+            const int at = s.place[j];
+            const V own = a.curvature(j) + R[at];
+            diagonal[at] = a.bounds ? own + W[a.p + j] : own;
+        });
+        t.each(a.p, [&](int i) {
+            const int at = s.place[a.n + i];
+            diagonal[at] = -(W[i] + R[at]);
+        });
+        t.each(a.m, [&](int i) { diagonal[s.place[a.n + a.p + i]] = -R[s.place[a.n + a.p + i]]; });
+        ldl.factor(a.Q + s.diagonals, diagonal, R);
+    }
+
+    // Q vz + A'vnu + C'vy = rz,  A vz = rnu,  vy = D vt + e,  vt = C vz;  but for R: of a row of G, vt = g'vz - R vy.
+    OPTLAYER_CALL void kkt(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt) const {
+        solve(rz, rnu, e, vz_, vnu_, vy, vt, 0);
+    }
+    // The multipliers of G's rows are unknowns, G vz - D⁻¹ vy = -D⁻¹ e; those of bounds are not. With up to `rounds` of
+    // refinement, which takes out R as well, where the residual of some part is worth it.
+    OPTLAYER_CALL void solve(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt, int rounds) const {
+        const SparsePattern& s = *a.pattern;
+        const int n = a.n, p = a.p, m = a.m, N = s.order();
+        V *right = diagonal, *x = found;  // (scratch since the factor is there), in the user's order
+        t.each(n, [&](int j) { right[j] = a.bounds ? rz[j] - e[p + j] : rz[j]; });
+        t.each(p, [&](int i) { right[n + i] = -(W[i] * e[i]); });
+        t.each(m, [&](int i) { right[n + p + i] = rnu[i]; });
+        eliminate(right);
+        t.each(N, [&](int i) { x[i] = solution[s.place[i]]; });
+        auto going = mask_of<V>(true);  // each lane for itself
+        for (int round = 0; round < rounds; ++round) {
+            multiply(x, residual);
+            t.each(N, [&](int i) { residual[i] = right[i] - residual[i]; });
+            const auto small = [&](int from, int count, V unit_) {
+                const V size = t.max(count, unit_, [&](int i) { return abs(right[from + i]) * scale[from + i]; });
+                const V left = t.max(count, V(T(0)), [&](int i) { return abs(residual[from + i]) * scale[from + i]; });
+                return left <= V(T(S::worth_refining)) * size;
+            };
+            going = going & !(small(0, n, V(T(1e-9)) * unit_dual) & small(n, p, V(T(1e-9)) * unit) & small(n + p, m, V(T(1e-9)) * unit));
+            if (!any(going)) break;
+            eliminate(residual);
+            t.each(N, [&](int i) { x[i] = select(going, x[i] + solution[s.place[i]], x[i]); });
+        }
+        t.each(n, [&](int j) { vz_[j] = x[j]; });
+        t.each(m, [&](int i) { vnu_[i] = x[n + p + i]; });
+        t.each(p, [&](int i) { vy[i] = x[n + i], vt[i] = fma(W[i], vy[i], right[n + i]); });
+        for (int i = p; i < a.rows(); ++i) vt[i] = vz_[i - p], vy[i] = fma(W[i], vt[i], e[i]);
+    }
+    // out = K x without R
+    void multiply(const V* x, V* out) const {
+        const int n = a.n, p = a.p;
+        t.each(n, [&](int j) { out[j] = a.bounds ? W[p + j] * x[j] : V(T(0)); });
+        a.add_Qz(t, x, out);
+        t.each(p, [&](int i) { rows[i] = x[n + i]; });
+        for (int i = p; i < a.rows(); ++i) rows[i] = V(T(0));
+        a.add_rows_t(t, rows, out);
+        a.add_At(t, x + n + p, out);
+        a.rows_times(t, x, rows);
+        t.each(p, [&](int i) { out[n + i] = fnma(W[i], x[n + i], rows[i]); });
+        a.A_times(t, x, out + n + p);
+    }
+    void eliminate(const V* b) const {
+        const SparsePattern& s = *a.pattern;
+        t.each(s.order(), [&](int i) { solution[s.place[i]] = b[i]; });
+        ldl.solve(solution);
+    }
+    V row_norm(int i) const {  // squared
+        V g = V(T(0));
+        a.each_of_row(i, [&](int, V entry) { g = fma(entry, entry, g); });
+        return select(g > V(T(0)), g, V(T(1)));
+    }
+    V curvature() const { return t.sum(a.n, [&](int j) { return abs(a.curvature(j)); }) / V(T(a.n)); }
+
+    // A ridge-like start: rows are drawn to the point of their interval that is nearest to zero.
+    void start(Sides<V>& x) {
+        const int n = a.n, rows = a.rows();
+        unit = unit_dual = V(T(1));
+        regularise();
+        V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
+        t.each(rows, [&](int i) {
+            x.d[i] = V(T(1)) / sqrt(row_norm(i));
+            x.v[i] = V(T(0));  // target: 0, moved into the interval
+            x.D[i] = V(T(0));
+        });
+        x.each(t, [&](int k, int i, V sg) {
+            const V over = sg * x.v[i] - x.h[k];
+            x.v[i] = select((x.on[k] > V(T(0))) & (over > V(T(0))), sg * x.h[k], x.v[i]);
+            x.D[i] = select(x.on[k] > V(T(0)), V(T(1)), x.D[i]);
+        });
+        const V far = t.max(rows, V(T(1)), [&](int i) { return abs(x.v[i]) * x.d[i]; });
+        kappa = curvature() + V(T(1e-2)) * qmax / far;
+        t.each(rows, [&](int i) {
+            x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
+            x.e[i] = -x.D[i] * x.v[i];
+        });
+        factor(x.D);
+        t.each(n, [&](int j) { rd[j] = -a.q[j]; });
+        t.each(a.m, [&](int i) { rp[i] = a.b[i]; });
+        kkt(rd, rp, x.e, z, nu, y, x.v);
+        unit = V(T(0));
+        x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
+        t.largest(unit);
+        const V pull = t.max(rows, V(T(0)), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
+        unit = max(max(max(unit, pull), V(T(1e-8))), sqrt(aim / kappa));
+        unit_dual = unit * kappa;
+        t.each(rows, [&](int i) { y[i] = V(T(0)); });
+        x.each(t, [&](int k, int i, V sg) {
+            const V s = max((x.h[k] - sg * x.v[i]) * x.d[i], unit);
+            x.s[k] = select(x.on[k] > V(T(0)), s / x.d[i], V(T(1)));
+            x.lam[k] = select(x.on[k] > V(T(0)), unit * unit_dual / s * x.d[i], V(T(0)));
+            y[i] = fma(sg, x.lam[k], y[i]);
+        });
+        scale_dual = max(qmax, unit_dual);
+    }
+
+    void row_values(V* v) {
+        a.rows_times(t, z, v);
+        t.each(a.n, [&](int j) { rd[j] = a.q[j]; });
+        a.add_Qz(t, z, rd);
+        a.add_rows_t(t, y, rd);
+        a.add_At(t, nu, rd);
+        a.A_times(t, z, rp);
+        t.each(a.m, [&](int i) { rp[i] = rp[i] - a.b[i]; });
+        stationarity = max(t.max(a.n, V(T(0)), [&](int j) { return abs(rd[j]); }) / scale_dual,
+                           t.max(a.m, V(T(0)), [&](int i) { return abs(rp[i]); }));
+        t.each(a.n, [&](int j) { rd[j] = -rd[j]; });
+        t.each(a.m, [&](int i) { rp[i] = -rp[i]; });
+    }
+    // The first one with a factor predicts; only the second, which is gone, is refined.
+    void direction(const V* e, V* dy, V* dt) {
+        solve(rd, rp, e, vz, vnu, dy, dt, predicted ? S::refinements : 0);
+        predicted = true;
+    }
+
+    template <class M>
+    void advance(M live, V alpha, const V* dy) {
+        t.each(a.n, [&](int j) { z[j] = select(live, fma(alpha, vz[j], z[j]), z[j]); });
+        t.each(a.m, [&](int i) { nu[i] = select(live, fma(alpha, vnu[i], nu[i]), nu[i]); });
+        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
+    }
+    void recover(const V*, V* z_, V* nu_) {
+        t.each(a.n, [&](int j) { z_[j] = z[j]; });
+        t.each(a.m, [&](int i) { nu_[i] = nu[i]; });
+    }
+    // An equality with one variable holds exactly, as a bound does.
+    template <class M> void keep_fixed(V* z_, M which) const {
+        const Incidence& A = a.pattern->A;
+        for (int i = 0; i < a.m; ++i)
+            if (A.first[i + 1] == A.first[i] + 1) {
+                const int e = A.first[i], j = A.col[e];
+                z_[j] = select(which & (abs(V(a.A[e])) > V(T(0))), a.b[i] / V(a.A[e]), z_[j]);
+            }
+    }
+    // The weight of an active row or bound: so that R does not matter beside it.
+    V hard(int i) const {
+        if (i < a.p) return V(T(1e-2)) / R[a.pattern->place[a.n + i]];
+        const V s = scale[i - a.p];
+        return V(T(S::hard_bound)) / (s * s);
+    }
+};
+
+}  // namespace optlayer

@@ -1,0 +1,357 @@
+"""Sparse problems: solutions, statuses and derivatives are the dense ones, on the pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import optlayer
+from optlayer import Diagonal, Settings, Sparse, Status, solve
+from optlayer.backends import sparse as backend
+
+sp = pytest.importorskip("scipy.sparse")
+pytestmark = pytest.mark.skipif(optlayer.available()["cpu"] is not None, reason="no compiled core")
+
+NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
+
+
+def masked(rng: np.random.Generator, rows: int, columns: int, entries: int) -> np.ndarray:
+    """A pattern with so many entries a row."""
+    mask = np.zeros((rows, columns), bool)
+    for row in mask:
+        row[rng.choice(columns, entries, replace=False)] = True
+    return mask
+
+
+def problem(
+    seed: int = 0, n: int = 14, m: int = 4, p: int = 9, batch: int = 5, same: bool = True, bounds: bool = True
+) -> dict[str, Any]:
+    """Dense tensors with zeros, feasible and strictly convex; matrices shared or not."""
+    rng = np.random.default_rng(seed)
+    lead = () if same else (batch,)
+    B = rng.standard_normal((*lead, n, n)) * masked(rng, n, n, 2)
+    Q = 0.1 * B @ np.swapaxes(B, -1, -2) + np.eye(n)
+    G, A = (rng.standard_normal((*lead, k, n)) * masked(rng, k, n, 3) for k in (p, m))
+    z = rng.standard_normal((batch, n))
+    t = {
+        "Q": Q, "q": 3 * rng.standard_normal((batch, n)), "G": G, "A": A,
+        "h": (G @ z[..., None])[..., 0] + rng.random((batch, p)), "b": (A @ z[..., None])[..., 0],
+    }  # fmt: skip
+    if bounds:
+        t |= {"lb": np.where(rng.random(n) < 0.3, -np.inf, z.min(0) - 0.1), "ub": z + 0.3}
+    return {key: torch.tensor(x) for key, x in t.items()}
+
+
+def sparsely(t: dict[str, Any], which: str = "QGA") -> dict[str, Any]:
+    """The same with sparse matrices."""
+    return {key: Sparse.from_dense(x) if key in which and len(key) == 1 else x for key, x in t.items()}
+
+
+def tensors(t: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: x.values if isinstance(x, Sparse) else x.d if isinstance(x, Diagonal) else x for key, x in t.items()}
+
+
+def with_gradients(t: dict[str, Any]) -> dict[str, Any]:
+    """Leaves."""
+    made: dict[str, Any] = {}
+    for key, x in t.items():
+        if isinstance(x, Sparse):
+            made[key] = x.with_values(x.values.clone().requires_grad_())
+        else:
+            leaf = (x.d if isinstance(x, Diagonal) else x).clone().requires_grad_()
+            made[key] = Diagonal(leaf) if isinstance(x, Diagonal) else leaf
+    return made
+
+
+def on_pattern(M: Any, gradient: Tensor) -> Tensor:
+    """What a gradient of the full matrix is at the entries."""
+    return gradient[..., M.pattern.rows, M.pattern.columns] if isinstance(M, Sparse) else gradient
+
+
+def compare(
+    t: dict[str, Any], dense: dict[str, Any], loss: Any = None, tolerance: float = 1e-8, **options: Any
+) -> None:
+    """Solutions and gradients of a sparse problem are those of the dense one by the reference."""
+    loss = loss or (lambda s: (s.z * torch.linspace(-1, 2, s.z.shape[-1], dtype=s.z.dtype)).sum())
+    mine, theirs = with_gradients(t), with_gradients(dense)
+    found, wanted = solve(**mine, **options), solve(**theirs, backend="reference", **options)
+    assert (found.z - wanted.z).abs().max() < tolerance
+    assert (found.status == 0).all()
+    grads = torch.autograd.grad(loss(found), list(tensors(mine).values()))
+    exact = torch.autograd.grad(loss(wanted), list(tensors(theirs).values()))
+    for key, a, b in zip(t, grads, exact, strict=True):
+        assert (a - on_pattern(t[key], b)).abs().max() < 10 * tolerance * (1 + b.abs().max()), key
+
+
+# --- solutions and gradients -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("which", ["QGA", "Q", "G", "A"])
+def test_solutions_and_gradients_are_the_dense_ones(which: str, same: bool) -> None:
+    for seed in range(3):
+        dense = problem(seed, same=same)
+        compare(sparsely(dense, which), dense)
+
+
+@pytest.mark.parametrize("absent", ["G", "A", "GA", "lb", "lb ub"])
+def test_parts_may_be_absent(absent: str) -> None:
+    gone = {"G": ("G", "h"), "A": ("A", "b"), "GA": ("G", "h", "A", "b")}.get(absent, tuple(absent.split()))
+    dense = {key: x for key, x in problem(1).items() if key not in gone}
+    compare(sparsely(dense), dense)
+
+
+def test_a_diagonal_and_a_dense_matrix_beside_a_sparse_one() -> None:
+    dense = problem(2)
+    dense["Q"] = torch.diag(dense["Q"].diagonal())
+    t = sparsely(dense, "A") | {"Q": Diagonal(dense["Q"].diagonal())}
+    mine, theirs = with_gradients(t), with_gradients(dense)
+    found, wanted = solve(**mine), solve(**theirs, backend="reference")
+    a = torch.autograd.grad(found.z.sum(), [mine["Q"].d, mine["G"], mine["A"].values])
+    b = torch.autograd.grad(wanted.z.sum(), [theirs["Q"], theirs["G"], theirs["A"]])
+    assert torch.allclose(a[0], b[0].diagonal(), atol=1e-8)
+    assert torch.allclose(a[1], b[1], atol=1e-8)
+    assert torch.allclose(a[2], on_pattern(t["A"], b[2]), atol=1e-8)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_rows_with_two_sides(same: bool) -> None:
+    dense = problem(14, same=same)
+    dense["h_lower"] = dense["h"] - 1.2
+    compare(sparsely(dense), dense)
+    compare(sparsely(dense), dense, lambda s: s.z.square().sum() + s.lam.sum() + (s.lam_lower * s.lam_lower).sum())
+
+
+def test_all_outputs_have_gradients() -> None:
+    def loss(s: Any) -> Tensor:
+        parts = (s.z, s.lam, s.nu, s.lam_lb, s.lam_ub, s.s)
+        return sum((x * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype)).sum() for x in parts)  # type: ignore[return-value]
+
+    dense = problem(3, same=False)
+    compare(sparsely(dense), dense, loss)
+
+
+def test_one_triangle_of_q_stands_for_both() -> None:
+    dense = problem(4)
+    for mask in (torch.tril, torch.triu):
+        t = with_gradients(sparsely(dense, "GA") | {"Q": Sparse.from_dense(mask(dense["Q"]))})
+        both = with_gradients(sparsely(dense))
+        a, b = (torch.autograd.grad(solve(**x).z.sum(), x["Q"].values)[0] for x in (t, both))
+        half, whole = t["Q"].with_values(a).dense(), both["Q"].with_values(b).dense()
+        assert torch.allclose(half, mask(whole + whole.mT - torch.diag(whole.diagonal())), atol=1e-9)
+
+
+def test_no_batch_and_many_batch_dimensions() -> None:
+    dense = problem(5, batch=6)
+    t = sparsely(dense)
+    whole = solve(**t).z
+    one = solve(**{key: x[0] if key in ("q", "h", "b", "ub") else x for key, x in t.items()})
+    assert torch.equal(one.z, whole[0])
+    grid = {key: x.reshape(2, 3, -1) if key in ("q", "h", "b", "ub") else x for key, x in t.items()}
+    assert torch.equal(solve(**grid).z, whole.reshape(2, 3, -1))
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo", "csc", "scipy"])
+def test_layouts_of_others(layout: str) -> None:
+    dense = problem(6)
+    wanted = solve(**dense, backend="reference")
+    change = {
+        "csr": lambda M: M.to_sparse_csr(), "coo": lambda M: M.to_sparse_coo(), "csc": lambda M: M.to_sparse_csc(),
+        "scipy": lambda M: sp.csc_matrix(M.numpy()),
+    }[layout]  # fmt: skip
+    given = {key: change(x) if len(key) == 1 and key in "QGA" else x for key, x in dense.items()}
+    assert (solve(**given).z - wanted.z).abs().max() < 1e-8
+    if layout in ("csr", "coo"):  # (torch knows no gradient of the others' values)
+        A = given["A"].clone().requires_grad_()
+        solve(**(given | {"A": A})).z.sum().backward()
+        reference = dense["A"].clone().requires_grad_()
+        solve(**(dense | {"A": reference}), backend="reference").z.sum().backward()
+        assert A.grad is not None
+        assert reference.grad is not None
+        mask = dense["A"] != 0
+        assert torch.allclose(A.grad.to_dense()[mask], reference.grad[mask], atol=1e-8)
+
+
+def test_float32_is_solved_in_double() -> None:
+    dense = problem(7)
+    t = {key: Sparse.from_dense(x.float()) if len(key) == 1 and key in "QGA" else x.float() for key, x in dense.items()}
+    t = with_gradients(t)
+    s = solve(**t)
+    assert s.z.dtype is torch.float32
+    assert (s.z.double() - solve(**sparsely(dense)).z).abs().max() < 1e-5
+    s.z.sum().backward()
+    assert t["A"].values.grad.dtype is torch.float32
+
+
+def test_a_dense_row_and_an_epigraph() -> None:
+    """A sum over all variables, and a variable that is in all rows: neither fills the factor."""
+    n = 300
+    ones = torch.ones(n + 1, dtype=torch.float64)
+    G = torch.cat([torch.eye(n, dtype=torch.float64), -ones[:n, None]], 1)
+    q = torch.randn(4, n + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = {
+        "Q": Diagonal(ones), "q": q, "G": Sparse.from_dense(G), "h": 0 * ones[:n],
+        "A": Sparse.from_dense(ones[None]), "b": ones[:1], "lb": -5 * ones,
+    }  # fmt: skip
+    structure = optlayer.problem.check(**t).structure
+    core = optlayer.backends.cpu._core()
+    assert backend.plan_of(core, structure).entries < 12 * n
+    s = solve(**t)
+    wanted = solve(**t, backend="reference")
+    assert (s.z - wanted.z).abs().max() < 1e-8
+
+
+def test_dependent_active_rows_have_the_nearest_multipliers() -> None:
+    """Each equality twice: the multipliers are halves, and the gradient of q is that without the copy."""
+    dense = problem(8, bounds=False)
+    single = sparsely({key: x for key, x in dense.items() if key not in "Gh"})
+    double = single | {"A": Sparse.from_dense(torch.cat([dense["A"]] * 2)), "b": torch.cat([dense["b"]] * 2, -1)}
+    a, b = solve(**single), solve(**double)
+    assert (a.z - b.z).abs().max() < 1e-9
+    assert torch.allclose(b.nu[:, :4] + b.nu[:, 4:], a.nu, atol=1e-7)
+    grads = []
+    for t in (single, double):
+        q = t["q"].clone().requires_grad_()
+        solve(**(t | {"q": q})).z.square().sum().backward()
+        grads.append(q.grad)
+    assert torch.allclose(*grads, atol=1e-7)
+
+
+# --- statuses and other promises -------------------------------------------------------------------------------------
+
+
+def test_statuses() -> None:
+    eye = Sparse.from_dense(torch.eye(3, dtype=torch.float64))
+    one = torch.ones(3, dtype=torch.float64)
+    infeasible = solve(eye, one, eye, -one, eye, one, check=False)  # z ≤ −1, z = 1
+    assert infeasible.status == Status.PRIMAL_INFEASIBLE
+    assert infeasible.certificate_residual < 1e-8
+    flat = Sparse.from_dense(torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)), torch.eye(3) > 0)
+    unbounded = solve(flat, one, check=False)
+    assert unbounded.status == Status.DUAL_INFEASIBLE
+    assert unbounded.certificate_residual < 1e-8
+    saddle = Sparse.from_dense(torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64))
+    assert solve(saddle, one[:2], lb=-one[:2], ub=one[:2], check=False).status == Status.NOT_CONVEX
+    values = torch.tensor([1.0, torch.nan, 1.0], dtype=torch.float64)
+    assert solve(eye.with_values(values), one, check=False).status == Status.INVALID_INPUT
+    batch = solve(eye.with_values(torch.stack([values, one, -one])), one, check=False)
+    assert batch.status.tolist() == [Status.INVALID_INPUT, Status.SOLVED, Status.NOT_CONVEX]
+    assert torch.allclose(batch.z[1], -one)
+
+
+def test_bits_depend_neither_on_batch_nor_place_nor_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for same, flat in ((True, False), (False, False), (True, True), (False, True)):
+        dense = problem(9, n=40, p=30, m=9, batch=21, same=same)
+        if flat:  # nearly a linear program: directions are refined, some members need more than others
+            dense["Q"], dense["lb"] = dense["Q"] * 1e-4, dense["lb"].clamp(min=-10)
+            dense["Q"][..., :20, :] = dense["Q"][..., :, :20] = 0
+        t = sparsely(dense)
+        per_member = ("q", "h", "b", "ub") if same else ("Q", "q", "G", "h", "A", "b", "ub")
+
+        def pick(members: list[int], t: dict[str, Any] = t, which: tuple[str, ...] = per_member) -> dict[str, Any]:
+            def take(x: Any) -> Any:
+                return x.with_values(x.values[members]) if isinstance(x, Sparse) else x[members]
+
+            return {key: take(x) if key in which else x for key, x in t.items()}
+
+        def run(t: dict[str, Any], threads: int) -> tuple[Tensor, Tensor]:
+            torch.set_num_threads(threads)
+            try:
+                q = t["q"].clone().requires_grad_()
+                s = solve(**(t | {"q": q}))
+                return s.z.detach(), torch.autograd.grad(s.z.sum(), q)[0]
+            finally:
+                torch.set_num_threads(1)
+
+        whole = run(t, 1)
+        for members, threads in (([3], 1), ([20, 4, 0], 2), (list(range(20, -1, -1)), 2), (list(range(9)), 1)):
+            for mine, all_of_it in zip(run(pick(members), threads), whole, strict=True):
+                assert torch.equal(mine, all_of_it[members])
+
+
+def test_second_derivatives_forward_mode_and_vmap() -> None:
+    t = sparsely(problem(10, n=6, m=2, p=4, batch=2))
+
+    def z(q: Tensor, values: Tensor) -> Tensor:
+        return solve(**(t | {"q": q, "A": t["A"].with_values(values)})).z
+
+    q, values = t["q"].clone().requires_grad_(), t["A"].values.clone().requires_grad_()
+    assert torch.autograd.gradcheck(z, (q, values), check_forward_ad=True, atol=1e-6)
+    assert torch.autograd.gradgradcheck(z, (q, values), atol=1e-5)
+    mapped = torch.vmap(lambda v: z(t["q"], v))(torch.stack([values.detach(), 1.01 * values.detach()]))
+    assert torch.allclose(mapped[1], z(t["q"], 1.01 * values.detach()), atol=1e-9)
+
+
+def test_smoothed_gradients() -> None:
+    dense = problem(11)
+    compare(sparsely(dense), dense, tolerance=1e-6, settings=Settings(gradient="smoothed", smoothing=1e-2))
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    t = sparsely(problem(12))
+
+    @torch.compile(fullgraph=True)
+    def z(values: Tensor) -> Tensor:
+        return solve(**(t | {"A": t["A"].with_values(values)})).z
+
+    values = t["A"].values.clone().requires_grad_()
+    compiled = torch.autograd.grad(z(values).sum(), values)[0]
+    eager = torch.autograd.grad(solve(**(t | {"A": t["A"].with_values(values)})).z.sum(), values)[0]
+    assert torch.allclose(compiled, eager, atol=1e-9)
+
+
+def test_backend_of_another_solver() -> None:
+    pytest.importorskip("qpsolvers")
+    dense = problem(13)
+    t = sparsely(dense)
+    for options in ({"backend": "qpsolvers:piqp"}, {"backend": "reference"}):
+        assert (solve(**t, **options).z - solve(**t).z).abs().max() < 1e-6
+
+
+# --- the type --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "columns", "size", "message"),
+    [
+        ([0, 1, 1], [0, 1], None, "number of entries"),
+        ([0, 2], [1, 0], None, "ascend"),
+        ([0, 2], [1, 1], None, "ascend"),
+        ([0, 1], [3], (1, 3), "between 0 and 2"),
+        ([0, 1], [0], (2, 2), "rows \\+ 1"),
+        ([1, 1], [], None, "run from 0"),
+    ],
+)
+def test_a_pattern_that_is_none(first: list[int], columns: list[int], size: Any, message: str) -> None:
+    columns_ = torch.tensor(columns, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        Sparse(torch.tensor(first), columns_, torch.ones(len(columns)), size)
+
+
+def test_errors_name_what_is_wrong() -> None:
+    eye, q = Sparse.from_dense(torch.eye(3, dtype=torch.float64)), torch.ones(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="one for each entry"):
+        Sparse(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(2))
+    with pytest.raises(ValueError, match="sparse, 2 entries"):
+        solve(eye, q, A=Sparse.from_dense(torch.eye(2, dtype=torch.float64)), b=torch.ones(2, dtype=torch.float64))
+    half = Sparse.from_dense(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"\(0, 1\) but not \(1, 0\)"):
+        solve(half, q)
+    with pytest.raises(TypeError, match="int32 or int64"):
+        Sparse(torch.tensor([0.0, 1.0]), torch.tensor([0]), torch.ones(1))
+
+
+def test_products_and_shapes() -> None:
+    M = torch.randn(4, 3, 5, dtype=torch.float64) * (torch.rand(3, 5) < 0.5)
+    S = Sparse.from_dense(M)
+    x, y = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    assert S.shape == (4, 3, 5)
+    assert torch.equal(S.dense(), M)
+    assert torch.allclose(S.times(x), (M @ x[..., None])[..., 0])
+    assert torch.allclose(S.times_t(y), (M.mT @ y[..., None])[..., 0])
+    assert torch.equal(S.row_sizes(), M.abs().amax(-1))
