@@ -297,7 +297,7 @@ def test_make_fx() -> None:
 @pytest.mark.parametrize("gradient", ["exact", "smoothed"])
 def test_opcheck(gradient: str) -> None:
     settings = optlayer.Settings(gradient=gradient, smoothing=1e-2)
-    options = (False, *dataclasses.astuple(settings), BACKEND, False, False)
+    options = ([0, 0, 0], *dataclasses.astuple(settings), BACKEND, False, False)
     data = (Q, MANY, G, H, A, B, None, 1 + _POINT, None)
     # its random upstream gradients go to all outputs; keep_factor=False: bytes that pad a factor are not comparable
     differentiable = [x if x is None else x.clone().requires_grad_() for x in data[:2]] + list(data[2:])
