@@ -155,6 +155,34 @@ def test_total_variation_of_a_grid() -> None:
     close(z.flatten(), v[:20], 1e-4)
 
 
+@pytest.mark.parametrize("shape", [(60,), (6, 7)])
+def test_total_variation_of_many_entries_is_sparse(shape: tuple[int, ...]) -> None:
+    """Value and gradients are those of dense matrices."""
+    y = normal(5, *shape).requires_grad_()
+    large = nn.TotalVariation(shape, 0.15).to(F64)
+    dense = nn.TotalVariation(shape, 0.15, learn_differences=True).to(F64)
+    assert large.differences(y).pattern.entries == 2 * len(dense.D)
+    close(large.differences(y).dense(), dense.D)
+    found, wanted = large(y), dense(y)
+    close(found, wanted, 1e-8)
+    close(nn.TotalVariation(shape, 0.15, backend="reference").to(F64)(y), wanted, 1e-7)
+    weights = normal(5, *shape)
+    for a, b in zip(
+        torch.autograd.grad((found * weights).sum(), [y, large.weight]),
+        torch.autograd.grad((wanted * weights).sum(), [y, dense.weight]),
+        strict=True,
+    ):
+        close(a, b, 1e-7)
+
+
+def test_total_variation_joins_what_is_flat() -> None:
+    """A step edge in a noiseless image: each side moves by weight × its border over its size."""
+    y, weight = torch.zeros(12, 10, dtype=F64), 0.6
+    y[:, 5:] = 1.0
+    z = nn.TotalVariation((12, 10), weight).to(F64)(y)
+    close(z, torch.where(y > 0, 1 - weight / 5, weight / 5))
+
+
 def test_total_variation_learns_its_differences() -> None:
     layer = nn.TotalVariation(6, 0.3, learn_differences=True).to(F64)
     layer(normal(4, 6)).square().sum().backward()
@@ -348,6 +376,7 @@ LAYERS = {
     "total variation": (lambda: nn.TotalVariation(5, 0.3), (5,)),
     "total variation, learned": (lambda: nn.TotalVariation(5, 0.3, learn_differences=True), (5,)),
     "grid": (lambda: nn.TotalVariation((2, 3), 0.3), (2, 3)),
+    "image": (lambda: nn.TotalVariation((5, 6), 0.3), (5, 6)),
     "mpc": (lambda: nn.LinearMPC(torch.eye(2) + 0.1, torch.ones(2, 1), 3, input_limit=0.4), (2,)),
 }
 

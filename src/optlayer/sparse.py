@@ -71,6 +71,9 @@ class Pattern:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pattern, (self.first, self.columns, self.size)  # copies get the number that holds where they are
+
     def __repr__(self) -> str:
         return f"Pattern({self.size[0]}x{self.size[1]}, {self.entries} entries)"
 

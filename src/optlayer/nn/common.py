@@ -7,9 +7,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from .. import backends
+from ..matrices import Matrix
 from ..solve import Options, checked_options
+from ..sparse import Sparse
 
-__all__ = ["Layer", "constant", "like", "positive", "shaped"]
+__all__ = ["Layer", "constant", "like", "positive", "shaped", "taken"]
 
 
 class Layer(nn.Module):
@@ -54,6 +57,17 @@ def constant(module: nn.Module, name: str, value: float | Tensor) -> None:
 def like(value: float | Tensor, x: Tensor) -> float | Tensor:
     """The constant in the dtype and on the device of x; a number needs neither."""
     return value.to(x) if isinstance(value, Tensor) else value
+
+
+def taken(M: Sparse, options: Options) -> Matrix:
+    """M, or all its entries where the backend that will be asked takes dense matrices only."""
+    wanted = options.get("backend", "auto")
+    if wanted == "auto":
+        wanted = "cpu"
+    if wanted.startswith(backends.OTHERS):
+        return M
+    backend = backends.load(wanted) if wanted in backends.names() else wanted
+    return M if M.values.device.type == "cpu" and not isinstance(backend, str) and backend.sparse else M.dense()
 
 
 def positive(**values: float | Tensor) -> None:
