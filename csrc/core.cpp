@@ -1,5 +1,6 @@
 // The compiled core as a plain C interface (ctypes calls it and drops the GIL): no Python, no torch.
 #include <cstddef>
+#include <vector>
 
 #include "calls.h"
 #include "interrupt.h"
@@ -48,6 +49,12 @@ OPTLAYER_API int optlayer_products(const optlayer::Args* g, const optlayer::Grad
     return guarded([&] { return g->single == 1 ? optlayer::products_float(*g, *to) : optlayer::products_double(*g, *to); });
 }
 OPTLAYER_API int optlayer_pullback(optlayer::Args* g, const optlayer::Gradients* to) {
+    std::vector<char> least;  // (zero for members that are not CLOSEST)
+    if (g->closest) {
+        const int64_t width = g->n + g->p + g->m;
+        least.resize(size_t(g->batch) * width * (g->single ? sizeof(float) : sizeof(double)));
+        g->v_least = {least.data(), width};
+    }
     const int left = optlayer_kkt_solve(g);
     return left ? left : optlayer_products(g, to);
 }

@@ -42,6 +42,10 @@ class Products {
         });
         if (failed) throw std::bad_alloc();
         if (sums[0].columns) symmetric_part();
+        for (int64_t k = 0; g.v_least.data && k < g.batch; ++k) {
+            if (shared(to.G)) least(View<T>(to.G).of(0), k, 0, g.p);
+            if (shared(to.A)) least(View<T>(to.A).of(0), k, g.p, g.m);
+        }
     }
 
   private:
@@ -111,8 +115,16 @@ class Products {
                 for (int i = 0; i < n; ++i) line(out + size_t(i) * n, n, z[i] / 2, v, v[i] / 2, z, good);
             }
         }
-        if (alone(to.G)) rows(to.G, lam, v_lam, k, g.p, good);
-        if (alone(to.A)) rows(to.A, g.nu, g.v_nu, k, g.m, good);
+        if (alone(to.G)) rows(to.G, lam, v_lam, k, g.p, good), least(View<T>(to.G).of(k), k, 0, g.p);
+        if (alone(to.A)) rows(to.A, g.nu, g.v_nu, k, g.m, good), least(View<T>(to.A).of(k), k, g.p, g.m);
+    }
+    bool is_closest(int64_t k) const { return g.v_least.data && View<const int32_t>(g.status).of(k)[0] == CLOSEST; }
+    // −τ w' of a CLOSEST member, added to `count` rows; the first τ is `from`.
+    void least(T* out, int64_t k, int from, int count) const {
+        if (!is_closest(k)) return;
+        const T *w = row(g.v_least, k), *tau = w + g.n + from;
+        for (int i = 0; i < count; ++i)
+            for (int j = 0; tau[i] != T(0) && j < g.n; ++j) out[size_t(i) * g.n + j] -= tau[i] * w[j];
     }
     void copy(const Tensor& dst, const Tensor& src, int64_t k, int count, T sign, bool good) const {
         T* out = View<T>(dst).of(k);

@@ -267,8 +267,8 @@ class Scaled {
             put_bound(j, true, found.lam[2 * model.p + n + j] / (c * D[j]));
             if (low[j] > high[j] || g.smoothing > 0) continue;
             double& z = *at(g.z, j);  // exactly at a bound that is active there (it may have been divided by a unit)
-            if (found.lam[2 * model.p + j] > 0 || z < low[j]) z = low[j];
-            else if (found.lam[2 * model.p + n + j] > 0 || z > high[j]) z = high[j];
+            if (found.lam[2 * model.p + j] > 0 || z < low[j]) z = 0.0 + low[j];
+            else if (found.lam[2 * model.p + n + j] > 0 || z > high[j]) z = 0.0 + high[j];
         }
     }
     void store_ray(const Numbers& ray) const {
@@ -358,6 +358,14 @@ class Scaled {
         const Homes answer{&g.v_lam, &g.v_lower, &g.v_lb, &g.v_ub};
         for (int j = 0; j < n; ++j)
             for (bool upper : {false, true}) put(upper, j, answer, v.lam[2 * model.p + upper * n + j] / (objective * D[j]));
+    }
+
+    // w and τ in the user's units (rescue.h)
+    void store_least(const Numbers& w, const Numbers& tau) const {
+        if (!g.v_least.data) return;
+        for (int j = 0; j < n; ++j) *at(g.v_least, j) = w[j] * D[j] / objective;
+        for (int i = 0; i < model.p; ++i) *at(g.v_least, n + rows[i]) = tau[i] * E[i];
+        for (int i = 0; i < model.m; ++i) *at(g.v_least, n + g.p + equalities[i]) = tau[model.p + i] * F[i];
     }
 
     const Args& g;
@@ -708,6 +716,75 @@ struct Rung {
     }
 };
 
+// CLOSEST, in two stages (top of this file). With S the rows whose values u least violation gives and B the bounds it presses
+// against, the second stage is a QP with C_S z = u and z_B = bound; its adjoint is v. The first, min ½|C_S z − d|² with
+// z_B = bound, gives u = C_S z; its adjoint is w = K₁⁻¹ C_S'v_S. So grad_d = C_S w, grad C_S = −(nu_S v_z' + (C_S w) z' + τ w')
+// with τ = C_S z − d, and bounds in B get the multipliers of both.
+template <class V> bool derive_closest(const Rung& rung, const Scaled& scaled) {
+    const Model& model = rung.model;
+    const int n = model.n, m = model.m, p = model.p;
+    const Model least = violation_of(model);
+    Attempt<V> soft(least, 1);
+    soft.solve(1e-12, rung.iterations);
+    const Answer point = soft.violations(model);
+    const Rung::Fixed f = rung.fix(point);
+    Attempt<V> second(f.model, 0);
+    second.solve(1e-9, rung.iterations);
+    const Answer best = second.answer();
+
+    Numbers rz, rnu, rk, weight(model.sides(), 0.0);
+    scaled.load_rhs(rz, rnu, rk);
+    for (int k : f.sides) rnu.push_back(model.sign(k) * rk[k]), rk[k] = 0;
+    for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 ? inf : 0;
+    Answer v;
+    bool fine = second.equations(rz, rnu, rk, weight, v);
+
+    Model first = least;  // Q = C_S'C_S, z_B fixed
+    std::fill(first.h.begin(), first.h.end(), inf), std::fill(first.h_lower.begin(), first.h_lower.end(), -inf);
+    Numbers force(n, 0.0);
+    std::vector<int> bounds;  // of f.sides
+    const auto add = [&](const double* row, double multiplier, bool curvature) {
+        for (int j = 0; j < n; ++j) {
+            force[j] += row[j] * multiplier;
+            for (int l = 0; curvature && l < n; ++l) first.Q[size_t(j) * n + l] += row[j] * row[l];
+        }
+    };
+    for (int i = 0; i < m; ++i) add(model.A.data() + size_t(i) * n, v.nu[i], false);  // (violation_of has their curvature)
+    for (size_t s = 0; s < f.sides.size(); ++s) {
+        const int row = model.row_of(f.sides[s]);
+        if (row < p) {
+            add(model.G.data() + size_t(row) * n, v.nu[m + s], true);
+        } else {
+            bounds.push_back(int(s)), ++first.m, first.b.push_back(0);
+            for (int j = 0; j < n; ++j) first.A.push_back(double(j == row - p));
+        }
+    }
+    Attempt<V> stage(first, 0);
+    Answer w;
+    fine &= stage.equations(force, Numbers(first.m, 0.0), Numbers(model.sides(), 0.0), Numbers(model.sides(), 0.0), w);
+    const auto along = [&](const double* row) {
+        double sum = 0;
+        for (int j = 0; j < n; ++j) sum += row[j] * w.z[j];
+        return sum;
+    };
+    Numbers tau(p + m, 0.0);
+    Answer out = v;
+    out.nu.resize(m);
+    for (int i = 0; i < m; ++i) out.nu[i] = along(model.A.data() + size_t(i) * n), tau[p + i] = point.nu[i];
+    for (size_t s = 0; s < f.sides.size(); ++s) {
+        const int k = f.sides[s], row = model.row_of(k);
+        if (row >= p) continue;
+        out.lam[k] = model.sign(k) * along(model.G.data() + size_t(row) * n), tau[row] = model.sign(k) * point.lam[k];
+    }
+    for (size_t i = 0; i < bounds.size(); ++i) {
+        const int k = f.sides[bounds[i]];
+        out.lam[k] = model.sign(k) * (v.nu[m + bounds[i]] + w.nu[i]);
+    }
+    scaled.store_derivative(out);
+    scaled.store_least(w.z, tau);
+    return fine;
+}
+
 template <class V> bool derive(const Args& g, const Scaled& scaled) {
     const Model& model = scaled.model;
     Numbers rz, rnu, rk;
@@ -774,6 +851,11 @@ int32_t rescue(const Args& g, int64_t k) {
 
 void rescue_derivative(const Args& g, int64_t k) {
     const Scaled scaled(g, k);
+    if (*(static_cast<const int32_t*>(g.status.data) + k * g.status.stride) == CLOSEST) {
+        const Rung rung(g, scaled);
+        if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);
+        return;
+    }
     if (!derive<double>(g, scaled) && !g.single) derive<Twofold>(g, scaled);
 }
 

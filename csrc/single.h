@@ -71,7 +71,8 @@ class Doubled {
         return {{&Args::r_z, g.n}, {&Args::r_lam, g.p}, {&Args::r_nu, g.m}, {&Args::r_lb, g.n}, {&Args::r_ub, g.n}, {&Args::r_lower, g.p}};
     }
     std::vector<Part> answer() const {
-        return {{&Args::v_z, g.n}, {&Args::v_lam, g.p}, {&Args::v_nu, g.m}, {&Args::v_lb, g.n}, {&Args::v_ub, g.n}, {&Args::v_lower, g.p}};
+        return {{&Args::v_z, g.n}, {&Args::v_lam, g.p}, {&Args::v_nu, g.m}, {&Args::v_lb, g.n}, {&Args::v_ub, g.n}, {&Args::v_lower, g.p},
+                {&Args::v_least, g.n + g.p + g.m}};
     }
 
     template <class T> static T* at(const Tensor& x, int64_t member) { return static_cast<T*>(x.data) + member * x.stride; }

@@ -226,8 +226,8 @@ class _Call:
         kernel.launch(blocks, threads, shared, stream, packed, bundle)
 
 
-_ANSWERS = 2 * 24  # addresses and strides between the data and the factor
-_NO_ADJOINT = [0] * (2 * 12)
+_ANSWERS = 2 * 25  # addresses and strides between the data and the factor
+_NO_ADJOINT = [0] * (2 * 13)
 _plans: dict[tuple[object, ...], Plan] = {}
 METHOD = 0
 """An elimination that a test may force (args.METHODS)."""
@@ -270,7 +270,7 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
         call = _Call(problem, settings, kept is not None, choice)
         answer = Adjoint(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in rhs))
         places = args.place_point(call.keep, point)
-        places += [*args.place_rows(call.keep, rhs), 0, 0, *args.place_rows(call.keep, answer), 0, 0]
+        places += [*args.place_rows(call.keep, rhs), 0, 0, *args.place_rows(call.keep, answer), 0, 0, 0, 0]
         packed = call.pack(places, 0 if kept is None else args.address(kept))
         call.launch("optlayer_kkt_solve", packed, kept, prepare=kept is None)
     return answer

@@ -26,7 +26,7 @@ TENSORS = (
     "z", "s", "lam", "nu", "lam_lb", "lam_ub", "lam_lower",
     "status", "iterations", "primal_residual", "dual_residual", "gap",
     "r_z", "r_lam", "r_nu", "r_lb", "r_ub", "r_lower",
-    "v_z", "v_lam", "v_nu", "v_lb", "v_ub", "v_lower",
+    "v_z", "v_lam", "v_nu", "v_lb", "v_ub", "v_lower", "v_least",
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
 ADJOINT = ("v_z", "v_lam", "v_nu", "v_lb", "v_ub")

@@ -38,6 +38,7 @@ struct Args {
     Tensor status, iterations, primal_residual, dual_residual, gap;
     Tensor r_z, r_lam, r_nu, r_lb, r_ub, r_lower;              // adjoint: right-hand side
     Tensor v_z, v_lam, v_nu, v_lb, v_ub, v_lower;              // adjoint: solution
+    Tensor v_least;                                            // of CLOSEST members: w, and τ of the rows of G and A (rescue.h)
     Tensor factor;                                             // bytes
 };
 

@@ -38,7 +38,7 @@ template <class Tm, class V, class M>
 OPTLAYER_CALL void keep_bounds(const Tm& t, const Sides<V>& x, Point<V>& out, M which) {
     t.each(x.lower, [&](int j) {
         const int k = x.first_lower() + j;
-        const V bound = -x.h[k];
+        const V bound = V(0) - x.h[k];  // (0 of either sign is 0)
         out.z[j] = select(which & (x.on[k] > V(0)) & ((x.active[k] > V(0)) | (out.z[j] < bound)), bound, out.z[j]);
     });
     t.each(x.upper, [&](int j) {
