@@ -360,6 +360,7 @@ class Scaled {
             for (bool upper : {false, true}) put(upper, j, answer, v.lam[2 * model.p + upper * n + j] / (objective * D[j]));
     }
 
+    bool crossed(int j) const { return low[j] > high[j]; }
     // w and τ in the user's units (rescue.h)
     void store_least(const Numbers& w, const Numbers& tau) const {
         if (!g.v_least.data) return;
@@ -497,9 +498,8 @@ class Scaled {
         for (int i = 0; i < p; ++i) model.h[i] = user_h[rows[i]] * E[i], model.h_lower[i] = user_below[rows[i]] * E[i];
         for (int i = 0; i < m; ++i) model.b[i] = user_b[equalities[i]] * F[i];
         for (int j = 0; j < n; ++j) {  // between bounds that cross, the middle
-            const bool crossed = low[j] > high[j];
             const double middle = low[j] / 2 + high[j] / 2;
-            model.lb[j] = (crossed ? middle : low[j]) / D[j], model.ub[j] = (crossed ? middle : high[j]) / D[j];
+            model.lb[j] = (crossed(j) ? middle : low[j]) / D[j], model.ub[j] = (crossed(j) ? middle : high[j]) / D[j];
         }
     }
 
@@ -699,18 +699,77 @@ struct Rung {
         }
         return f;
     }
+    // The second stage: f.model without the variables that bounds fix, whose multipliers follow from stationarity.
+    template <class V> bool best_of(const Fixed& f, Answer& found) const {
+        const int n = model.n, p = model.p;
+        Numbers pinned(n, inf);  // values of fixed variables
+        for (int k : f.sides)
+            if (model.row_of(k) >= p) pinned[model.row_of(k) - p] = model.sign(k) * model.side(k);
+        std::vector<int> free;
+        for (int j = 0; j < n; ++j)
+            if (!(pinned[j] < inf)) free.push_back(j);
+        const int left = int(free.size());
+        found.z = pinned, found.nu.assign(f.model.m, 0), found.lam.assign(model.sides(), 0), found.iterations = 0;
+        Model r;
+        r.n = left;
+        const auto known = [&](const double* row) {  // what the fixed variables contribute
+            double sum = 0;
+            for (int j = 0; j < n; ++j)
+                if (pinned[j] < inf) sum = std::fma(row[j], pinned[j], sum);
+            return sum;
+        };
+        const auto part = [&](Numbers& to, const double* row) {
+            for (int j : free) to.push_back(row[j]);
+            return std::any_of(to.end() - left, to.end(), [](double x) { return x != 0; });
+        };
+        for (int j : free) {
+            const double* row = f.model.Q.data() + size_t(j) * n;
+            part(r.Q, row), r.q.push_back(f.model.q[j] + known(row));
+            r.lb.push_back(f.model.lb[j]), r.ub.push_back(f.model.ub[j]);
+        }
+        std::vector<int> equalities;  // of f.model that are left
+        for (int i = 0; i < f.model.m; ++i) {
+            const double* row = f.model.A.data() + size_t(i) * n;
+            if (!part(r.A, row)) {
+                r.A.resize(r.A.size() - left);
+                continue;
+            }
+            equalities.push_back(i), r.b.push_back(f.model.b[i] - known(row));
+        }
+        for (int i = 0; i < p; ++i) {
+            const double *row = f.model.G.data() + size_t(i) * n, there = known(row);
+            part(r.G, row), r.h.push_back(f.model.h[i] - there), r.h_lower.push_back(f.model.h_lower[i] - there);
+        }
+        r.m = int(equalities.size()), r.p = p;
+        if (left > 0) {
+            Attempt<V> attempt(r, 0);
+            if (!attempt.solve(1e-9, iterations)) return false;
+            const Answer best = attempt.answer();
+            found.iterations = best.iterations;
+            for (int c = 0; c < left; ++c) {
+                found.z[free[c]] = best.z[c];
+                for (bool upper : {false, true}) found.lam[2 * p + upper * n + free[c]] = best.lam[2 * p + upper * left + c];
+            }
+            for (int i = 0; i < r.m; ++i) found.nu[equalities[i]] = best.nu[i];
+            std::copy_n(best.lam.begin(), 2 * p, found.lam.begin());
+        }
+        for (size_t s = 0; s < f.sides.size(); ++s) {  // of the fixed variables
+            const int k = f.sides[s], j = model.row_of(k) - p;
+            if (j < 0) continue;
+            double force = model.q[j];
+            for (int l = 0; l < n; ++l) force = std::fma(model.Q[size_t(j) * n + l], found.z[l], force);
+            for (int i : equalities) force = std::fma(f.model.A[size_t(i) * n + j], found.nu[i], force);
+            for (int i = 0; i < p; ++i) force = std::fma(model.G[size_t(i) * n + j], found.lam[i] - found.lam[p + i], force);
+            found.nu[model.m + s] = -force;
+        }
+        return true;
+    }
     template <class V> bool closest(const Answer& point, Answer& found) const {
         const Fixed f = fix(point);
-        Attempt<V> attempt(f.model, 0);
-        const bool fine = attempt.solve(1e-9, iterations);
-        if (!fine) return false;
-        const Answer best = attempt.answer();
-        found = best;
+        if (!best_of<V>(f, found)) return false;
+        for (size_t s = 0; s < f.sides.size(); ++s)  // may be negative where a row is violated
+            found.lam[f.sides[s]] = model.sign(f.sides[s]) * found.nu[model.m + s];
         found.nu.resize(model.m);
-        for (size_t i = 0; i < f.sides.size(); ++i) {
-            const int k = f.sides[i];
-            found.lam[k] = model.sign(k) * best.nu[model.m + i];  // may be negative where a row is violated
-        }
         scaled.store(found, false);
         return true;
     }
@@ -729,13 +788,15 @@ template <class V> bool derive_closest(const Rung& rung, const Scaled& scaled) {
     const Answer point = soft.violations(model);
     const Rung::Fixed f = rung.fix(point);
     Attempt<V> second(f.model, 0);
-    second.solve(1e-9, rung.iterations);
-    const Answer best = second.answer();
+    Answer best;
+    if (!rung.best_of<V>(f, best)) return false;
 
     Numbers rz, rnu, rk, weight(model.sides(), 0.0);
     scaled.load_rhs(rz, rnu, rk);
     for (int k : f.sides) rnu.push_back(model.sign(k) * rk[k]), rk[k] = 0;
     for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 ? inf : 0;
+    for (int j = 0; j < n; ++j)  // the middle between bounds that cross moves with both
+        if (scaled.crossed(j)) weight[2 * p + j] = weight[2 * p + n + j] = inf;
     Answer v;
     bool fine = second.equations(rz, rnu, rk, weight, v);
 
@@ -832,7 +893,8 @@ int32_t rescue(const Args& g, int64_t k) {
         status = PRIMAL_INFEASIBLE;
     } else {
         const Rung rung(g, scaled);
-        status = rung.climb<double>(found);
+        const bool hopeless = g.closest && status == PRIMAL_INFEASIBLE;  // a rung before has proven it
+        status = hopeless ? rung.settle<double>(found) : rung.climb<double>(found);
         if (status == MAX_ITERATIONS || status == ROUGH) {
             Answer better;
             const int32_t again = rung.climb<Twofold>(better);

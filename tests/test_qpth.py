@@ -127,7 +127,8 @@ def test_an_infeasible_member_warns_and_spoils_no_other() -> None:
         z = QPFunction()(*tensors)
     close(z[[0, 2]], torch.ones(2, 1, dtype=F64))
     (grad,) = torch.autograd.grad(z.sum(), tensors[3])
-    close(grad, torch.tensor([[0.0, -1.0], [0.0, 0.0], [0.0, -1.0]], dtype=F64))
+    close(z[1], torch.tensor([0.5], dtype=F64))  # the middle between z ≤ 0 and z ≥ 1, which moves with both
+    close(grad, torch.tensor([[0.0, -1.0], [0.5, -0.5], [0.0, -1.0]], dtype=F64))
 
 
 def test_verbose_minus_one_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

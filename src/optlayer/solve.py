@@ -102,7 +102,8 @@ def solve(
         shapes_only = problem.structure.device.type == "meta"
         check = check and not shapes_only
         later = shapes_only or torch.compiler.is_compiling()
-        point = autograd.solve(problem, settings, backend if later else backends.choose(problem, backend), check)
+        engine = backend if later else backends.checked(backends.choose(problem, backend), problem, settings)
+        point = autograd.solve(problem, settings, engine, check)
     solution = Solution(problem, point, None if names is None else _named(names, problem))
     if check and point.unsolved != 0 and not _torch.watched() and failed(point):
         raise SolveError(solution)

@@ -6,6 +6,7 @@ import importlib
 from typing import cast
 
 from optlayer.backends.base import Backend, Stacked
+from optlayer.core.settings import Settings
 from optlayer.problem import Problem
 
 ORDER = ("cuda", "cpu", "reference")
@@ -57,6 +58,18 @@ def other(name: str) -> Backend | str:
 def available() -> dict[str, str | None]:
     """Each backend's name with None, or with the reason why it cannot be used on this machine."""
     return {name: found if isinstance(found := load(name), str) else None for name in names()}
+
+
+def checked(backend: Backend, problem: Problem, settings: Settings) -> Backend:
+    """The backend, if it can do what the settings ask of this problem.
+
+    Raises:
+        ValueError: when it does not know the closest point.
+    """
+    if settings.infeasible == "closest" and (problem.sparse or not backend.closest):
+        what = "sparse matrices" if problem.sparse else f"backend {backend.name!r}"
+        raise ValueError(f'Settings(infeasible="closest") needs dense tensors and backend="cpu"; it is not there for {what}')
+    return backend
 
 
 def choose(problem: Problem, wanted: str = "auto") -> Backend:

@@ -59,12 +59,14 @@ class Backend(Protocol):
         automatic: whether `backend="auto"` may choose it.
         sparse: whether it takes sparse matrices.
         two_sided: whether it takes rows with lower sides; for others they are stacked (`Stacked`).
+        closest: whether it knows Settings(infeasible="closest").
     """
 
     name: str
     automatic: bool = False
     sparse: bool = False
     two_sided: bool = False
+    closest: bool = False
 
     def unavailable(self) -> str | None:
         """None, or why it cannot work on this machine."""

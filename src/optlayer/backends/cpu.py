@@ -22,7 +22,7 @@ from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "cpu", True, True, True
+name, automatic, sparse, two_sided, closest = "cpu", True, True, True, True
 
 
 def _variants() -> list[str]:

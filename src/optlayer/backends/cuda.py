@@ -21,7 +21,7 @@ from optlayer.core.settings import Settings
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "cuda", True, False, False
+name, automatic, sparse, two_sided, closest = "cuda", True, False, False, False
 
 _PLAN = struct.Struct("=2q8q5i4x")  # DevicePlan of kernels/device.h
 _LIMITS = struct.Struct("=2q4i")  # DeviceLimits

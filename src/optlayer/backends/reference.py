@@ -36,7 +36,7 @@ from optlayer.matrices import Diagonal
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-name, automatic, sparse, two_sided = "reference", True, True, False
+name, automatic, sparse, two_sided, closest = "reference", True, True, False, False
 
 # In equilibrated units:
 REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement removes it

@@ -8,11 +8,13 @@ then need dividing by the batch size.
 
 What differs: problems without inequalities, LPs and singular `Q` (with `check_Q_spd=False`) work; only what
 needs a gradient is computed; second derivatives are right; a member that cannot be solved gives a warning
-that names the reason, and a zero gradient.
+that names the reason, and a zero gradient. A member that no point satisfies gives the closest point, where qpth returns
+whatever its iterations end at (`Settings(infeasible="closest")`; on a CPU with the compiled core), and a warning too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from enum import Enum
@@ -21,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optlayer import Settings, Status, solve
+from optlayer import Settings, Status, backends, solve
 
 __all__ = ["QPFunction", "QPSolvers", "SpQPFunction"]
 
@@ -75,6 +77,8 @@ def QPFunction(
     settings = Settings(
         tolerance=eps if eps > 1e-8 else None, max_iterations=max(maxIter, default.max_iterations)
     )
+    # qpth's users rely on a finite, useful answer where no point is feasible
+    closest = dataclasses.replace(settings, infeasible="closest")
     backend = "auto" if solver is QPSolvers.PDIPM_BATCHED else "reference"
 
     def apply(Q: Tensor, p: Tensor, G: Tensor, h: Tensor, A: Tensor, b: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ def QPFunction(
             raise ValueError("Q and p may not be empty")
         sol = solve(
             Q_, p_ if batched else p_.unsqueeze(0), G_, h_, A_, b_,
-            settings=settings, backend=backend, check=False,
+            settings=closest if backend == "auto" and _knows_closest(p) else settings, backend=backend, check=False,
         )
         if verbose >= 0 and not torch.compiler.is_compiling():
             _warn_unsolved(sol.status)
@@ -123,6 +127,10 @@ class SpQPFunction:
             "SpQPFunction is not part of this drop-in: give sparse matrices to optlayer.solve itself, whose gradients "
             "are sparse too (see “From qpth” in the migration guide)"
         )
+
+
+def _knows_closest(p: Tensor) -> bool:
+    return p.device.type == "cpu" and backends.available()["cpu"] is None
 
 
 def _say_mean() -> None:
