@@ -586,7 +586,7 @@ struct Rung {
     template <class V> int32_t climb(Answer& found) const {
         // Where the first starting point is too near the boundary for its residuals, the next ones are far from it.
         int count = 0;
-        double off = 1;
+        double off = inf;
         if (g.single && std::is_same<V, double>::value) {
             Attempt<V> rounded(model, blurred, blurred);
             rounded.solve(tolerance, iterations);
@@ -601,7 +601,7 @@ struct Rung {
             Answer now = attempt.answer();
             count += now.iterations;
             const double error_now = error(now);
-            if (error_now < off) found = now, off = error_now;
+            if (found.z.empty() || error_now < off) found = now, off = error_now;
             if (off <= tolerance * Tuning<double>::enough) break;
             if (spread > 1) continue;
             if (attempt.proves(proof, most) && !g.closest) {
