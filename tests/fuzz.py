@@ -2,9 +2,10 @@
 
 Every member of every batch is drawn as one of KINDS and made so that its verdict is known: from its solution, or from
 its certificate. Sizes, sharing, scales, duplicated and zero rows, weakly active sides, fixed and free variables are
-random. What is returned is verified here in numpy, by nothing that the solver uses:
+random; every third batch is of a kind of tests/hard.py. What is returned is verified here in numpy, by nothing that the
+solver uses:
 
-    SOLVED             the optimality conditions hold, and the objective is that of the known solution
+    SOLVED             exact for data that differ, entry by entry, by 3e-9; the objective is that of the known solution
     PRIMAL_INFEASIBLE  the multipliers are a Farkas certificate
     DUAL_INFEASIBLE    z is a ray of descent
     INVALID_INPUT, NOT_CONVEX   the member was made so
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests import hard
 
 from optlayer import Diagonal, Settings, Status, solve
 from optlayer.solution import Solution
@@ -31,6 +33,7 @@ VERDICT = {
     "solvable": Status.SOLVED, "infeasible": Status.PRIMAL_INFEASIBLE, "invalid": Status.INVALID_INPUT,
     "concave": Status.NOT_CONVEX, "unbounded": Status.DUAL_INFEASIBLE,
 }
+KIND_OF = {verdict: name for name, verdict in VERDICT.items()}
 GIVEN_UP = (Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR)
 
 
@@ -196,40 +199,87 @@ class Draw:
         return tensors
 
 
+class HardDraw(Draw):
+    """One batch of a kind of tests/hard.py."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.name = str(rng.choice(sorted(hard.KINDS)))
+        size = int(rng.choice([2, 3, 4, 6, 9, 16, 25], p=[0.1, 0.2, 0.2, 0.2, 0.15, 0.1, 0.05]))
+        cases = [hard.KINDS[self.name](rng, size) for _ in range(BATCH)]
+        self.data = {name: np.stack([case.data[name] for case in cases]) for name in cases[0].data}
+        self.single, self.diagonal, self.n = False, False, self.data["q"].shape[1]
+        nothing = {"G": (BATCH, 0, self.n), "h": (BATCH, 0), "A": (BATCH, 0, self.n), "b": (BATCH, 0)}
+        for name in ("Q", "q", "G", "h", "A", "b", "lb", "ub"):
+            setattr(self, name, self.data.get(name, np.zeros(nothing[name]) if name in nothing else None))
+        self.m = self.A.shape[1]
+        self.kinds = np.array([KINDS.index(KIND_OF[case.verdict]) for case in cases])
+        self.moved = {k for k, case in enumerate(cases) if case.z is None}
+        self.z = np.stack([np.zeros(self.n) if case.z is None else case.z for case in cases])
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: torch.from_numpy(x) for name, x in self.data.items()}
+
+
 def row(x: np.ndarray, k: int) -> np.ndarray:
     return x[0] if len(x) == 1 else x[k]
 
 
-def violation(value: np.ndarray, *terms: np.ndarray) -> float:
-    """Largest entry, relative to one plus the largest term."""
-    size = max((np.abs(t[np.isfinite(t)]).max(initial=0.0) for t in terms), default=0.0)
-    return float(np.abs(value).max(initial=0.0) / (1 + size))
+CANCELLED = 10.0  # terms count as at most so many times what is left of them
+
+
+def share(off: np.ndarray, left: np.ndarray, terms: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Residuals relative to the terms of their own sums, less what rounding hides in them; 0 / 0 is 0."""
+    off = np.maximum(np.abs(off) - hidden - 1e-280, 0)  # less than what float64 can hold in full
+    size = np.minimum(terms, CANCELLED * left)
+    return np.where(off > 0, off / np.where(size > 0, size, 1e-300), 0)
 
 
 def check_solved(d: Draw, k: int, z: np.ndarray, y: dict[str, np.ndarray]) -> float:
-    """The worst relative violation of the optimality conditions; terms are |Q||z| and the like, what is rounded."""
-    Q, G, A, size = row(d.Q, k), row(d.G, k), row(d.A, k), np.abs(z)
-    Q = (Q + Q.T) / 2
-    total = Q @ z + d.q[k] + G.T @ y["lam"] + A.T @ y["nu"]
-    terms = [np.abs(Q) @ size, d.q[k], np.abs(G).T @ np.abs(y["lam"]), np.abs(A).T @ np.abs(y["nu"])]
-    dual_value = [d.q[k] @ z, z @ Q @ z, d.b[k] @ y["nu"] if d.m else 0.0]
-    worst = [violation(A @ z - d.b[k], np.abs(A) @ size, d.b[k])] if d.m else [0.0]
-    sides = [(G @ z, np.abs(G) @ size, d.h[k], y["lam"], 1.0)] if len(G) else []
-    sides += [(z, size, bound[k], y[name], sign)
+    """The componentwise backward error of a point and its multipliers: for which changes of the data, relative to each
+    entry, it is exact (Oettli and Prager 1964).
+
+    Every component of stationarity and every row is measured against the magnitudes of its own terms; a side with a
+    multiplier is an equality in this sense, or the multiplier is that small in each component that it enters. What
+    rounding z, by its own size or that of a Newton step, and summing in float64 can cause, is nothing.
+    """
+    n, (Q, G, A) = d.n, (row(x, k).astype(np.longdouble) for x in (d.Q, d.G, d.A))
+    Q, q, size = (Q + Q.T) / 2, d.q[k], np.abs(z)
+    noise = 1e-6 if d.single else 2.3e-16 * (8 + n)
+    sides = [(G, d.h[k], y["lam"])] if len(G) else []
+    sides += [(sign * np.eye(n), sign * bound[k], y[name])
               for name, bound, sign in (("lam_lb", d.lb, -1.0), ("lam_ub", d.ub, 1.0)) if bound is not None]
-    for value, magnitude, side, multiplier, sign in sides:
+    pressing = sum((C.T @ multiplier for C, _, multiplier in sides), np.zeros(n))
+    pressing_size = sum((np.abs(C).T @ np.abs(multiplier) for C, _, multiplier in sides), np.zeros(n))
+    force, force_size = A.T @ y["nu"], np.abs(A).T @ np.abs(y["nu"])
+    left = np.abs(Q @ z) + np.abs(q) + np.abs(force + pressing)
+    terms = np.abs(Q) @ size + np.abs(q) + force_size + pressing_size
+    curvature = np.diagonal(Q)
+    step = np.zeros(n)  # without curvature, what the rows that a variable enters would let it be
+    for C, side in [(A, d.b[k]), *((C, side) for C, side, _ in sides)]:
+        level, entry = np.abs(C) @ size + np.where(np.isfinite(side), np.abs(side), 0), np.abs(C)
+        allowed = np.where(entry > 0, level[:, None] / np.where(entry > 0, entry, 1), 0)
+        step = np.maximum(step, allowed.max(0, initial=0))
+    scale = np.maximum(size, np.where(curvature > 0, left / np.where(curvature > 0, curvature, 1), step))
+    hidden = noise * (terms + np.abs(Q) @ scale)
+    worst = [share(Q @ z + q + force + pressing, left, terms, hidden).max()]
+
+    def of_rows(off: np.ndarray, C: np.ndarray, side: np.ndarray) -> np.ndarray:
+        terms = np.abs(C) @ size + np.abs(side)
+        return share(off, np.abs(C @ z) + np.abs(side), terms, noise * (terms + np.abs(C) @ scale))
+
+    if d.m:
+        worst.append(of_rows(A @ z - d.b[k], A, d.b[k]).max())
+    for C, side, multiplier in sides:
         real = np.isfinite(side)
-        worst.append(violation(np.maximum(sign * (value - side), 0)[real], magnitude, side))
-        worst.append(violation(np.minimum(multiplier, 0), *terms))
-        worst.append(float(np.abs(multiplier[~real]).max(initial=0.0)))
-        dual_value.append(sign * side[real] @ multiplier[real])
-    for name, sign in (("lam_lb", -1.0), ("lam_ub", 1.0)):
-        if len(y[name]):
-            total = total + sign * y[name]
-            terms.append(y[name])
-    worst.append(violation(total, *terms))
-    worst.append(abs(sum(dual_value)) / (1 + max(map(abs, dual_value))))
-    return max(worst)
+        if multiplier[~real].any() or (multiplier < 0).any():
+            return float("inf")
+        C, side, multiplier = C[real], side[real], multiplier[real]
+        over = C @ z - side
+        off = of_rows(np.where(multiplier > 0, over, np.maximum(over, 0)), C, side)
+        weight = (np.abs(C) * multiplier[:, None] / np.where(left > 0, left, 1e-300)).max(-1, initial=0)
+        worst.append(np.where(over < 0, np.minimum(off, weight), off).max(initial=0))
+    return float(max(worst))
 
 
 def check_farkas(d: Draw, k: int, y: dict[str, np.ndarray]) -> float:
@@ -288,14 +338,19 @@ def judge(d: Draw, sol: Solution, k: int) -> str:
         if not d.single and k not in d.moved:
             Q = row(d.Q, k)
             value, known = (0.5 * x @ Q @ x + d.q[k] @ x for x in (z, d.z[k]))
-            size = 1 + max(abs(d.z[k] @ Q @ d.z[k]), abs(d.q[k] @ d.z[k]))
-            if not abs(value - known) <= 1e-6 * size:
+            size = np.abs(d.z[k]) @ np.abs(Q) @ np.abs(d.z[k]) + np.abs(d.q[k]) @ np.abs(d.z[k])
+            if size > 0 and not abs(value - known) <= 1e-6 * size:
                 return f"SOLVED with objective {value:.9g} in place of {known:.9g}"
     elif status == Status.PRIMAL_INFEASIBLE and not (worst := check_farkas(d, k, y)) <= (1e-4 if d.single else 1e-7):
         return f"PRIMAL_INFEASIBLE with certificate residual {worst:.1e}"
     elif status == Status.DUAL_INFEASIBLE and not (worst := check_ray(d, k, z)) <= (1e-4 if d.single else 1e-7):
         return f"DUAL_INFEASIBLE with ray residual {worst:.1e}"
     return "right"
+
+
+def draw(seed: int) -> Draw:
+    """Every third batch is of one of the kinds of tests/hard.py."""
+    return HardDraw(seed) if seed % 3 == 2 else Draw(seed)
 
 
 def fuzz(
@@ -305,7 +360,7 @@ def fuzz(
     totals: collections.Counter[str] = collections.Counter()
     started, number = time.perf_counter(), seed
     while totals["members"] < count and time.perf_counter() - started < seconds:
-        d = Draw(number)
+        d = draw(number)
         sol = solve(**d.arguments(), settings=Settings(), backend=backend, check=False)
         for k in range(BATCH):
             verdict = judge(d, sol, k)
@@ -315,7 +370,8 @@ def fuzz(
                 totals["gave up" if verdict == "gave up" else "wrong"] += 1
             if verdict not in ("right", "gave up") or (verdict == "gave up" and not quiet):
                 size = f"n={d.n} m={d.m} p={d.G.shape[1]}{' float32' if d.single else ''}"
-                print(f"seed {number}, member {k} ({KINDS[d.kinds[k]]}, {size}): {verdict}", flush=True)
+                name = f"{d.name}, " if isinstance(d, HardDraw) else ""
+                print(f"seed {number}, member {k} ({name}{KINDS[d.kinds[k]]}, {size}): {verdict}", flush=True)
         number += 1
     totals["seconds"] = round(time.perf_counter() - started)
     return totals

@@ -1,0 +1,289 @@
+"""No cliffs: every kind of tests/hard.py gets its verdict and its solution from the core alone, at any size.
+
+Nothing here may enter the reference backend. What is SOLVED is checked by the oracle of tests/fuzz.py and against the
+planted solution, what is infeasible or unbounded by its proof.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as some
+from tests import fuzz, hard
+from tests.families import generate
+from torch import Tensor
+
+from optlayer import Solution, Status, solve
+from optlayer.backends import reference
+
+INF = float("inf")
+
+
+@pytest.fixture(autouse=True)
+def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference backend is the fall-back of nothing."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the reference backend was entered")
+
+    for name in ("solve", "kkt_solve"):
+        monkeypatch.setattr(reference, name, refuse)
+
+
+def core(data: dict[str, Any], backend: str = "cpu") -> Solution:
+    tensors = {name: torch.as_tensor(np.asarray(x, dtype=float)) for name, x in data.items()}
+    return solve(**tensors, backend=backend, check=False)
+
+
+def status(data: dict[str, Any]) -> Status:
+    return Status(int(core(data).status))
+
+
+def error(z: np.ndarray, known: np.ndarray, unit: np.ndarray | float | None) -> float:
+    """Of the worst component, relative to its unit, by default the largest component."""
+    size = np.maximum(np.abs(known), (np.abs(known).max() if unit is None else unit) + 1e-300)
+    return float((np.abs(z - known) / size).max())
+
+
+def test_the_reference_would_be_noticed() -> None:
+    with pytest.raises(AssertionError, match="was entered"):
+        core({"Q": np.eye(2), "q": [1, 1]}, backend="reference")
+
+
+@pytest.mark.parametrize("n", [2, 4, 9, 16, 32])
+@pytest.mark.parametrize("name", sorted(hard.KINDS))
+def test_each_kind_has_its_verdict_and_solution(name: str, n: int) -> None:
+    for seed in range(6):
+        case = hard.KINDS[name](np.random.default_rng([n, seed]), n)
+        solution = core(case.data)
+        assert Status(int(solution.status)) == case.verdict, seed
+        if case.z is not None and case.unique:
+            assert error(solution.z.numpy(), case.z, case.unit) <= case.digits, seed
+
+
+@pytest.mark.parametrize("seed", range(2, 2 + 3 * 40, 3))
+def test_batches_of_each_kind_pass_the_oracle(seed: int) -> None:
+    """Every member judged by the componentwise backward error, its objective, or its proof."""
+    draw = fuzz.draw(seed)
+    assert isinstance(draw, fuzz.HardDraw)
+    solution = solve(**draw.arguments(), backend="cpu", check=False)
+    found = [fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)]
+    assert [x for x in found if x not in ("right", "gave up")] == []
+    assert found.count("gave up") <= 1
+
+
+# --- units ----------------------------------------------------------------------------------------------------------
+
+
+@hypothesis_settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seed=some.integers(0, 10**6), n=some.integers(1, 12), largest=some.sampled_from([20, 40]))
+def test_units_decide_nothing(seed: int, n: int, largest: int) -> None:
+    """Variables, rows and objective in units over 2^±40: the same verdict, and the same z up to rounding."""
+    r = np.random.default_rng(seed)
+    names = (
+        "dependent_equalities",
+        "large_rank_one",
+        "klee_minty",
+        "integer_ties",
+        "contradictory_equalities",
+        "zero_row",
+        "crossing_bounds",
+    )
+    case = hard.KINDS[names[seed % 7]](r, n) if seed % 2 else hard.ordinary(r, n)
+    rows = hard.powers(r, len(case.data.get("h", ())), largest)
+    moved = hard.in_units(
+        case, hard.powers(r, len(case.data["q"]), largest), rows, float(hard.powers(r, 1, largest)[0])
+    )
+    before, after = core(case.data), core(moved.data)
+    assert Status(int(after.status)) == Status(int(before.status)) == case.verdict
+    if case.verdict == Status.SOLVED and case.unique:
+        assert moved.z is not None
+        assert error(after.z.numpy(), moved.z, moved.unit * max(1, np.abs(case.z).max())) <= 10 * case.digits
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("k", [3, 4.5, 5, 6, 9])
+def test_units_of_two_variables(k: float, box: bool) -> None:
+    """Q = (2 ½; ½ 1) in units of 10^-k and 10^k; the minimiser of the plain problem is (−1/35, 5/7)."""
+    unit = np.array([10.0**-k, 10.0**k])
+    data: dict[str, Any] = {"Q": np.array([[2, 0.5], [0.5, 1]]) / unit / unit[:, None], "q": [-0.3, -0.7] / unit}
+    right = np.array([-1 / 35, 5 / 7])
+    if box:  # z₀ ≥ 0 is active: z₁ = 0.7
+        data, right = data | {"lb": [0, -1] * unit, "ub": unit}, np.array([0, 0.7])
+    solution = core(data)
+    assert int(solution.status) == Status.SOLVED
+    assert error(solution.z.numpy(), right * unit, unit) <= 1e-9
+
+
+@pytest.mark.parametrize("far", [1e13, 1e20, 1e100, INF])
+@pytest.mark.parametrize("k", [6, 9, 10, 12])
+def test_wide_diagonals(k: int, far: float) -> None:
+    """Separable: curvatures 10^-k and 10^k, in a box that is none."""
+    wide = 10.0 ** np.array([k, -k])
+    solution = core({"Q": np.diag(1 / wide), "q": [-1, -1], "lb": [-far] * 2, "ub": [far] * 2})
+    assert int(solution.status) == Status.SOLVED
+    assert error(solution.z.numpy(), wide, wide) <= 1e-9
+
+
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e9, 1e10])
+def test_large_rank_one(size: float) -> None:
+    """Q = c (1 2)ᵀ(1 2), q = (1, ½) in [−1, 1]²: z₀ at its bound, z₁ = ½ − 1 / (8 c)."""
+    data = {"Q": size * np.array([[1, 2], [2, 4]]), "q": [1, 0.5], "lb": [-1, -1], "ub": [1, 1]}
+    solution = core(data)
+    assert int(solution.status) == Status.SOLVED
+    assert error(solution.z.numpy(), np.array([-1, 0.5 - 0.125 / size]), 1) <= 1e-9
+
+
+def test_a_linear_program_in_units_ends() -> None:
+    """No point that the last rung met could be judged: its answer was empty, and read all the same."""
+    r = np.random.default_rng(22)
+    n = int(r.integers(2, 13))
+    case = hard.unbounded_lp(r, n)
+    moved = hard.in_units(case, hard.powers(r, n, 40), hard.powers(r, n, 40), float(hard.powers(r, 1, 40)[0]))
+    assert status(moved.data) != Status.SOLVED
+
+
+# --- exact arithmetic -----------------------------------------------------------------------------------------------
+
+
+def rational(M: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of a nonsingular system, in rational arithmetic from the very bits of the data."""
+    rows = [[Fraction(float(x)) for x in (*line, value)] for line, value in zip(M, right, strict=True)]
+    for i in range(len(rows)):
+        pivot = next(k for k in range(i, len(rows)) if rows[k][i])
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [x / rows[i][i] for x in rows[i]]
+        for k in range(len(rows)):
+            if k != i and rows[k][i]:
+                rows[k] = [x - rows[k][i] * y for x, y in zip(rows[k], rows[i], strict=True)]
+    return np.array([float(line[-1]) for line in rows])
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 7, 8])
+def test_hilbert_equalities(n: int) -> None:
+    """Rows of Hilbert's matrix as equalities, against the KKT system in rational arithmetic."""
+    i = np.arange(n)
+    H, m = 1 / (i[:, None] + i + 1.0), n // 2
+    b, q = H[:m].sum(1), np.where(i % 2, 1.0, -1.0)
+    right = rational(np.block([[np.eye(n), H[:m].T], [H[:m], np.zeros((m, m))]]), np.concatenate([-q, b]))
+    solution = core({"Q": np.eye(n), "q": q, "A": H[:m], "b": b})
+    assert int(solution.status) == Status.SOLVED
+    assert error(solution.z.numpy(), right[:n], None) <= 1e-9
+
+
+@pytest.mark.parametrize("n", [6, 8, 10])
+def test_objective_of_hilbert(n: int) -> None:
+    """z is determined to few digits, the objective to all."""
+    case = hard.hilbert(np.random.default_rng(n), n)
+    solution = core(case.data)
+    assert int(solution.status) == Status.SOLVED
+    Q, q, z = case.data["Q"], case.data["q"], solution.z.numpy()
+    assert case.z is not None
+    value, known = (x @ Q @ x / 2 + q @ x for x in (z, case.z))
+    assert abs(value - known) <= 1e-9 * (np.abs(case.z) @ Q @ np.abs(case.z))
+
+
+@pytest.mark.parametrize("e", [1e-6, 1e-7, 1e-8])
+def test_near_parallel_pair(e: float) -> None:
+    """x ≤ 1 and x + e y ≤ 1, pulled to the corner (1, 0) with multipliers 1 and 1 / e: at any angle one point."""
+    data = {"Q": np.eye(2), "q": [-3 - 1 / e, -1], "G": [[1, 0], [1, e]], "h": [1, 1]}
+    solution = core(data)
+    assert int(solution.status) == Status.SOLVED
+    np.testing.assert_allclose(solution.z.numpy(), [1, 0], atol=1e-5)  # 2 e where the first row is moved by 2 e²
+
+
+def test_badly_scaled_square_system() -> None:
+    """Equalities fix the point: nonsingular, rows from 1 to 1e5, columns nearly dependent."""
+    r = np.random.default_rng(5)
+    A = hard.integers(r, 8, 8)
+    A[:, 7] = A[:, :7].sum(1) + 2.0**-26 * hard.integers(r, 8)
+    A *= 10.0 ** np.linspace(0, 5, 8).round()[:, None]
+    z = hard.integers(r, 8, largest=16) / 8
+    solution = core({"Q": np.eye(8), "q": np.ones(8), "A": A, "b": A @ z})
+    assert int(solution.status) == Status.SOLVED
+    np.testing.assert_allclose(solution.z.numpy(), rational(A, A @ z), atol=1e-5)
+
+
+# --- contradictions -------------------------------------------------------------------------------------------------
+
+EYE, ONE, E = np.eye(4), np.ones(4), np.eye(4)[:1]
+DENSE = np.array([[0.3, -1, 0.7, 2]])
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
+    "bounds as rows": {"G": np.vstack([E, -E]), "h": [0, -1]},
+    "bounds": {"lb": [1, -9, -9, -9], "ub": [0, 9, 9, 9]},
+    "opposite rows": {"G": np.vstack([DENSE, -DENSE]), "h": [0, -1]},
+    "opposite rows, one longer": {"G": np.vstack([DENSE, -1e3 * DENSE]), "h": [0, -1]},
+    "zero row": {"G": 0 * DENSE, "h": [-1]},
+    "zero equality": {"A": 0 * DENSE, "b": [1e-5]},
+    "equalities": {"A": np.vstack([DENSE, DENSE]), "b": [0, 1]},
+    "equality against a row": {"A": DENSE, "b": [1], "G": 2 * DENSE, "h": [0]},
+    "zero equality beside duplicates": {"A": np.vstack([DENSE, DENSE, 0 * DENSE]), "b": [1, 1, 1e-5], "lb": [0] * 4},
+    "rows beside duplicates": {"G": np.vstack([DENSE, DENSE, -DENSE]), "h": [0, 0, -1]},
+    "sum of equalities": {"A": np.vstack([DENSE, E, DENSE + E]), "b": [1, 1, 3]},
+    "bounds against a row": {"G": -np.ones((1, 4)), "h": [-5], "ub": ONE},
+    "linear program": {"Q": 0 * EYE, "G": np.vstack([E, -E]), "h": [0, -1e-4], "lb": -ONE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(CONTRADICTIONS))
+def test_contradictions(name: str) -> None:
+    data = {"Q": EYE, "q": ONE} | CONTRADICTIONS[name]
+    solution = core(data)
+    assert int(solution.status) == Status.PRIMAL_INFEASIBLE
+    assert float(solution.certificate_residual) <= 1e-9
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_small_gaps(gap: float) -> None:
+    for rows in (np.vstack([DENSE, -DENSE]), np.vstack([E, -E])):
+        for Q in (EYE, 0 * EYE):
+            common = {"Q": Q, "q": ONE, "lb": -ONE, "ub": ONE}
+            assert status(common | {"G": rows, "h": [0, -gap]}) == Status.PRIMAL_INFEASIBLE
+            assert status(common | {"G": rows, "h": [0, gap]}) == Status.SOLVED
+            assert status(common | {"A": rows, "b": [0, gap]}) == Status.PRIMAL_INFEASIBLE
+
+
+def test_one_contradiction_among_many() -> None:
+    """Its neighbours are untouched."""
+    q = torch.randn(64, 4, generator=generate(3), dtype=torch.float64)
+    h = torch.ones(64, 2, dtype=torch.float64)
+    h[17] = torch.tensor([0.0, -1.0])
+    solution = solve(torch.eye(4).double(), q, torch.from_numpy(np.vstack([E, -E])), h, backend="cpu", check=False)
+    wanted = torch.zeros(64, dtype=torch.int32)
+    wanted[17] = int(Status.PRIMAL_INFEASIBLE)
+    assert torch.equal(solution.status.int(), wanted)
+    right = -q
+    right[:, 0] = right[:, 0].clamp(-1, 1)
+    others = wanted == 0
+    assert float((solution.z - right)[others].abs().max()) <= 1e-12
+
+
+def test_dependent_equalities_have_multipliers_of_least_norm() -> None:
+    """The same equality three times: each has a third of the multiplier."""
+    r = np.array([1.0, 2, -1, 0.5])
+    solution = core({"Q": EYE, "q": ONE, "A": [r, r, r], "b": [1, 1, 1]})
+    single = core({"Q": EYE, "q": ONE, "A": [r], "b": [1]})
+    np.testing.assert_allclose(solution.z.numpy(), single.z.numpy(), atol=1e-12)
+    np.testing.assert_allclose(solution.nu.numpy(), np.full(3, float(single.nu[0]) / 3), rtol=1e-5)
+
+
+# --- from above -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), INF])
+def test_what_is_not_finite_from_above_reaches_the_data(value: float) -> None:
+    """As in torch's own operations; the neighbour in the batch keeps its gradient."""
+    q = torch.tensor([[1.0, -2.0], [0.5, 1.0]], dtype=torch.float64, requires_grad=True)
+    Q = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    z = solve(Q.expand(2, 2, 2), q, lb=-torch.full((2,), 5.0).double(), backend="cpu").z
+    above = torch.ones_like(z)
+    above[0, 0] = value
+    gradient: Tensor = torch.autograd.grad(z, q, above)[0]
+    assert not bool(gradient[0].isfinite().all())
+    torch.testing.assert_close(gradient[1], -torch.ones(2, dtype=torch.float64))
