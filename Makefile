@@ -15,8 +15,8 @@ ARGS   ?=
 ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup bench-sparse docs docs-serve notebooks wheel \
-        sanitize fuzz gpu clean
+.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup bench-sparse bench-families docs docs-serve \
+        notebooks wheel sanitize fuzz gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,9 @@ bench: $(BENCH_STAMP) core  ## time against the peers; writes the report from th
 
 bench-sparse: $(STAMP) core  ## time sparse batches against PIQP; writes docs/sparse-benchmark.md
 	$(ONE) $(BIN)/python -m benchmarks.sparse $(ARGS)
+
+bench-families: $(STAMP) core  ## median and worst time of every kind of hard problem, into docs/backends.md
+	$(ONE) $(BIN)/python -m benchmarks.families --write $(ARGS)
 
 # --- documentation and packages ------------------------------------------------------------------------------------
 

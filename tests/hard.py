@@ -132,7 +132,7 @@ def huge_bounds(r: Generator, n: int) -> Hard:
 
 @kind
 def large_rank_one(r: Generator, n: int) -> Hard:
-    """Q = c w wᵀ with c from 1e8 to 1e10 in a box, all but the last variable at a bound; wᵀz = 0, so that q is small."""
+    """Q = c w wᵀ with c from 1e8 to 1e10 in a box, all but the last variable at a bound; wᵀz = 0: q is small."""
     w, z = r.integers(1, 4, n).astype(float), integers(r, n, largest=16) / 8
     w[-1], z[-1] = 1, -w[:-1] @ z[:-1]
     side = r.choice([-1, 1], n)
