@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optlayer.compat import qpth
+    from optlayer.compat import cvxpylayers, qpth
 
-__all__ = ["qpth"]
+__all__ = ["cvxpylayers", "qpth"]
 
 
 def __getattr__(name: str) -> Any:
