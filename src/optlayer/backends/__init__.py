@@ -68,7 +68,8 @@ def checked(backend: Backend, problem: Problem, settings: Settings) -> Backend:
     """
     if settings.infeasible == "closest" and (problem.sparse or not backend.closest):
         what = "sparse matrices" if problem.sparse else f"backend {backend.name!r}"
-        raise ValueError(f'Settings(infeasible="closest") needs dense tensors and backend="cpu"; it is not there for {what}')
+        needs = 'dense tensors and backend="cpu"'
+        raise ValueError(f'Settings(infeasible="closest") needs {needs}; it is not there for {what}')
     return backend
 
 
