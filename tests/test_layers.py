@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +255,85 @@ def test_mpc_keeps_limits_and_reaches_its_target() -> None:
     close(inputs[:4, 0], [0.5] * 4, 1e-4)
 
 
+def mpc_by_slsqp(layer: nn.LinearMPC, x0: Tensor, target: Tensor, limits: tuple[float, float]) -> np.ndarray:
+    """The inputs of a time-varying affine problem, all states being functions of them; hard limits."""
+    F, B, c = (M.detach().numpy() for M in (layer.F, layer.B, layer.c))
+    W, V, last = (layer.cost(f"{name}_cost").detach().numpy() for name in ("state", "input", "terminal"))
+    T, (_, nu) = layer.horizon, layer.sizes
+
+    def states(v: np.ndarray) -> np.ndarray:
+        x, found = x0.numpy(), []
+        for t, u in enumerate(v.reshape(T, nu)):
+            x = F[t] @ x + B[t] @ u + c[t]
+            found.append(x)
+        return np.array(found)
+
+    def objective(v: np.ndarray) -> float:
+        e, u = states(v) - target.numpy(), v.reshape(T, nu)
+        stages = np.sum(W * e[:-1] ** 2) + np.einsum("ti,ij,tj", u, V, u)
+        return float(0.5 * (stages + e[-1] @ last @ e[-1]))
+
+    lower, upper = limits
+    room = {"type": "ineq", "fun": lambda v: np.concatenate([states(v)[:, 0] - lower, upper - states(v)[:, 0]])}
+    done = scipy.optimize.minimize(
+        objective, np.zeros(T * nu), method="SLSQP", bounds=[(-0.3, 0.6)] * (T * nu),
+        constraints=[room], options={"ftol": 1e-14, "maxiter": 500},
+    )  # fmt: skip
+    assert done.success
+    return np.asarray(done.x).reshape(T, nu)
+
+
+def stages(horizon: int, **more: Any) -> nn.LinearMPC:
+    """A controller with all that it can have: stages, affine, full and terminal costs, unequal limits."""
+    torch.manual_seed(5)
+    F = torch.eye(2, dtype=F64) + 0.1 * normal(horizon, 2, 2)
+    B, c = normal(horizon, 2, 2), 0.1 * normal(horizon, 2)
+    full, last = (M @ M.mT + torch.eye(2, dtype=F64) for M in normal(2, 2, 2))
+    state = torch.tensor([1.0, 2.0], dtype=F64)
+    inf = torch.inf
+    limits = torch.tensor([-0.2, -inf], dtype=F64), torch.tensor([0.5, inf], dtype=F64)
+    more = {"state_limit": limits, "c": c, "terminal_cost": last, **more}
+    return nn.LinearMPC(F, B, horizon, state, full, (-0.3, 0.6), **more)
+
+
+def test_mpc_of_stages() -> None:
+    layer = stages(5)
+    x0, target = torch.tensor([0.3, -0.8], dtype=F64), torch.tensor([0.7, 0.4], dtype=F64)
+    inputs, states = layer(x0, target)
+    close(inputs, mpc_by_slsqp(layer, x0, target, (-0.2, 0.5)), 1e-5)
+    assert states[:, 0].min() > -0.2 - 1e-7
+    assert (layer.solution(x0, target).lam_lb + layer.solution(x0, target).lam_ub).max() > 1e-3  # limits are felt
+
+
+@pytest.mark.parametrize("more", [{}, {"soft": 2.0}])
+def test_mpc_of_many_stages_is_sparse(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and all gradients are those of dense matrices."""
+    layer = stages(20, **more)
+    x0 = (0.3 * normal(6, 2)).requires_grad_()
+    found = []
+    monkeypatch.setattr("optlayer.nn.mpc._DENSE", 0)
+    for taken in (lambda M, options: M, lambda M, options: M.dense()):
+        monkeypatch.setattr("optlayer.nn.mpc.taken", taken)
+        inputs, states = layer(x0, torch.ones(2, dtype=F64))
+        gradients = torch.autograd.grad(inputs.square().sum() + states.sum(), [x0, *layer.parameters()])
+        found.append([inputs, states, *gradients])
+    for a, b in zip(*found, strict=True):
+        close(a, b, 1e-6)
+
+
+def test_soft_limits_are_the_hard_ones_at_a_high_price_and_always_have_an_answer() -> None:
+    x0, target = torch.tensor([0.3, -0.8], dtype=F64), torch.tensor([0.7, 0.4], dtype=F64)
+    for a, b in zip(stages(5, soft=100.0)(x0, target), stages(5)(x0, target), strict=True):
+        close(a, b, 1e-6)
+    F = B = torch.eye(1, dtype=F64)
+    arguments = {"input_limit": 0.5, "state_limit": 1.0}
+    start = torch.tensor([3.0], dtype=F64)
+    assert not nn.LinearMPC(F, B, 2, check=False, **arguments).solution(start).solved.any()
+    soft = nn.LinearMPC(F, B, 2, soft=10.0, **arguments)
+    close(soft(start)[1][:, 0], [2.5, 2.0])  # as fast as the input can
+    close(soft.solution(start).z[4:], [1.5, 1.0, 0.0, 0.0])  # violations, above and below
+
+
 def test_safety_filter_with_one_barrier() -> None:
     wanted, drift, barrier = normal(40, 3), normal(40, 1), torch.rand(40, 1, dtype=F64)
     control = normal(40, 1, 3)
@@ -378,6 +458,8 @@ LAYERS = {
     "grid": (lambda: nn.TotalVariation((2, 3), 0.3), (2, 3)),
     "image": (lambda: nn.TotalVariation((5, 6), 0.3), (5, 6)),
     "mpc": (lambda: nn.LinearMPC(torch.eye(2) + 0.1, torch.ones(2, 1), 3, input_limit=0.4), (2,)),
+    "mpc of stages": (lambda: stages(3, state_limit=20.0), (2,)),
+    "mpc, sparse and soft": (lambda: stages(16, soft=1.0), (2,)),
 }
 
 
@@ -510,6 +592,10 @@ def test_representations_show_the_arguments() -> None:
         (lambda: nn.TotalVariation((2, 3))(torch.ones(3, 2)), r"\(…, 2, 3\) is needed, not \(3, 2\)"),
         (lambda: nn.SVMHead(1), "classes ≥ 2"),
         (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 0), "horizon ≥ 1"),
+        (lambda: nn.LinearMPC(torch.ones(4, 2, 2), torch.ones(2, 1), 3), r"or \(horizon, nx, nx\), not \(4, 2, 2\)"),
+        (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 3, -torch.eye(2)), "state_cost is not symmetric and pos"),
+        (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 3, state_limit=(1.0, 0.0)), "state_limit: lower ≤ upper"),
+        (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 3, soft=0.0), "soft > 0"),
         (lambda: nn.LinearMPC(torch.eye(2), torch.ones(2, 1), 3)(torch.ones(3)), r"x0 \(…, 2\) is needed, not \(3,\)"),
         (lambda: nn.OptNetLayer(3)(torch.ones(4)), r"\(…, 3\) is needed, not \(4,\)"),
         (lambda: nn.MaxOfLinear(torch.eye(3))(torch.ones(2)), r"\(…, 3\) is needed, not \(2,\)"),
