@@ -334,6 +334,20 @@ def test_soft_limits_are_the_hard_ones_at_a_high_price_and_always_have_an_answer
     close(soft.solution(start).z[4:], [1.5, 1.0, 0.0, 0.0])  # violations, above and below
 
 
+@pytest.mark.parametrize(
+    ("make", "shape"), [(lambda: nn.TotalVariation((6, 7), 0.3), (6, 7)), (lambda: stages(16, soft=1.0), (2,))]
+)
+def test_sparse_layers_compile_and_batch(make, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+    layer = make().to(F64)
+    y = normal(3, *shape)
+    expected = first(layer(y))
+    close(first(torch.compile(layer, backend="aot_eager")(y)), expected)
+    close(torch.func.vmap(lambda v: first(layer(v)))(y), expected)
+    ensemble = {name: torch.stack([p.detach()] * 2) for name, p in layer.named_parameters()}
+    together = torch.func.vmap(lambda p: first(torch.func.functional_call(layer, p, (y,))))(ensemble)
+    close(together[1], expected)
+
+
 def test_safety_filter_with_one_barrier() -> None:
     wanted, drift, barrier = normal(40, 3), normal(40, 1), torch.rand(40, 1, dtype=F64)
     control = normal(40, 1, 3)

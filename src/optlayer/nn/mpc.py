@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TypeAlias
 
 import torch
@@ -21,8 +20,8 @@ Limit: TypeAlias = "float | Tensor | tuple[float | Tensor, float | Tensor]"
 Places: TypeAlias = "range | tuple[int, ...]"
 
 _DENSE = 200
-"""States and inputs of all steps up to which dense matrices are as fast with hard limits: measured, forward and backward
-of 16 starts on one core, systems of 2 to 12 states. Soft limits are 5 to 80 times faster sparse, from 15 on."""
+"""States and inputs of all steps up to which dense matrices are as fast, with hard limits: measured, forward and
+backward of 16 starts on one core, systems of 2 to 12 states. With soft limits sparse ones are always the faster."""
 
 
 class LinearMPC(Layer):
@@ -64,6 +63,7 @@ class LinearMPC(Layer):
     lower: Tensor
     upper: Tensor
     price: Tensor
+    rows: Tensor
     shown = ("horizon",)
 
     def __init__(
@@ -99,6 +99,7 @@ class LinearMPC(Layer):
             positive(soft=soft)
             self.limited = (self.lower.isfinite() | self.upper.isfinite())[:nx].nonzero().flatten().tolist()
             self.register_buffer("price", soft * F.new_ones(nx))
+        self._lay_out()
 
     def _cost(self, name: str, cost: Tensor, size: int) -> None:
         """Make the parameter `log_name` or `root_name`."""
@@ -122,11 +123,29 @@ class LinearMPC(Layer):
         root = getattr(self, f"root_{name}").tril()
         return root @ root.mT
 
-    def _matrix(self, size: tuple[int, int], *blocks: tuple[Places, Places, Tensor]) -> Matrix:
-        """The matrix of blocks that begin in these rows and columns, (k, r, c) each: sparse if it is large."""
-        pattern, order = _layout(size, tuple((rows, columns, *block.shape[1:]) for rows, columns, block in blocks))
-        values = torch.cat([block.flatten() for _, _, block in blocks])[order.to(self.F.device)]
-        M = Sparse.of(pattern, values)
+    def _lay_out(self) -> None:
+        """Find where the blocks of A, Q and G go: once, for it depends on the sizes only."""
+        (nx, nu), T = self.sizes, self.horizon
+        inputs, slacks = T * nx, T * (nx + nu)
+        x, u = range(0, inputs, nx), range(inputs, slacks, nu)  # where stages begin
+        rows = tuple(start + k for start in x for k in self.limited)
+        p = len(rows)
+        n = slacks + 2 * p
+        each, above, below = range(p), range(slacks, slacks + p), range(slacks + p, n)
+        layouts = {
+            "A": _layout((inputs, n), (x, x, nx, nx), (x[1:], x[:-1], nx, nx), (x, u, nx, nu)),
+            "Q": _layout((n, n), (x, x, nx, nx), (u, u, nu, nu)),
+            "G": _layout((p, n), (each, rows, 1, 1), (each, above, 1, 1), (each, below, 1, 1)),
+        }
+        self.patterns = {name: pattern for name, (pattern, _) in layouts.items()}
+        for name, (_, order) in layouts.items():
+            self.register_buffer(f"order_{name}", order, persistent=False)
+        self.register_buffer("rows", torch.tensor(rows, dtype=torch.int64), persistent=False)
+
+    def _matrix(self, name: str, *blocks: Tensor) -> Matrix:
+        """The matrix of blocks (k, r, c), in the order of the layout: sparse if it is large."""
+        values = torch.cat([block.flatten() for block in blocks])[getattr(self, f"order_{name}")]
+        M = Sparse.of(self.patterns[name], values)
         large = self.limited or sum(self.sizes) * self.horizon > _DENSE
         return taken(M, self.options) if large else M.dense()
 
@@ -139,28 +158,23 @@ class LinearMPC(Layer):
         (nx, nu), T = self.sizes, self.horizon
         shaped("x0", x0, nx)
         F, B = (M.expand(T, *M.shape[-2:]) for M in (self.F, self.B))
-        lead, inputs, slacks, n = x0.shape[:-1], T * nx, T * (nx + nu), T * (nx + nu + 2 * len(self.limited))
+        lead, p = x0.shape[:-1], T * len(self.limited)
 
         # block t of A z = b: x_{t+1} − F_t x_t − B_t u_t = c_t, F_0 x_0 being known
-        x, u = range(0, inputs, nx), range(inputs, slacks, nu)  # where stages begin
         eye = torch.eye(nx).to(F).expand(T, nx, nx)
-        A = self._matrix((inputs, n), (x, x, eye), (x[1:], x[:-1], -F[1:]), (x, u, -B))
+        A = self._matrix("A", eye, -F[1:], -B)
         b = torch.cat([x0 @ F[0].mT, x0.new_zeros(*lead, (T - 1) * nx)], -1)
         if self.c is not None:
             b = b + self.c.expand(T, nx).flatten()
 
         state, last, effort = (self.cost(name) for name in ("state_cost", "terminal_cost", "input_cost"))
-        free = F.new_zeros(n - slacks)
+        free = F.new_zeros(2 * p)
         Q: Matrix
         if state.dim() == last.dim() == effort.dim() == 1:
             Q = Diagonal(torch.cat([state.repeat(T - 1), last, effort.repeat(T), free]))
         else:
             full = [cost if cost.dim() == 2 else cost.diag() for cost in (state, last, effort)]
-            Q = self._matrix(
-                (n, n),
-                (x[:-1], x[:-1], full[0].expand(T - 1, nx, nx)), (x[-1:], x[-1:], full[1][None]),
-                (u, u, full[2].expand(T, nu, nu)),
-            )
+            Q = self._matrix("Q", full[0].expand(T - 1, nx, nx), full[1], full[2].expand(T, nu, nu))
         goal = torch.zeros_like(x0) if target is None else target.expand(x0.shape)
         towards = [-(cost * goal if cost.dim() == 1 else goal @ cost) for cost in (state, last)]
         q = torch.cat([*towards[:1] * (T - 1), towards[1], x0.new_zeros(*lead, T * nu)], -1)
@@ -170,17 +184,13 @@ class LinearMPC(Layer):
             return solve(Q, q, A=A, b=b, lb=lower, ub=upper, **self.options)
 
         # rows lower ≤ x − above + below ≤ upper, with above, below ≥ 0 at the price
-        rows = [start + k for start in x for k in self.limited]
-        p = len(rows)
-        one = F.new_ones(p, 1, 1)
-        each, above, below = range(p), range(slacks, slacks + p), range(slacks + p, n)
-        G = self._matrix((p, n), (each, tuple(rows), one), (each, above, -one), (each, below, one))
-        where = torch.tensor(rows, device=F.device)
-        price = self.price.repeat(T)[where].repeat(2).expand(*lead, 2 * p)
-        h, h_lower = upper[where], lower[where]
-        unlimited = torch.full_like(upper[:inputs], torch.inf)
-        lower = torch.cat([-unlimited, lower[inputs:], free])
-        upper = torch.cat([unlimited, upper[inputs:], free + torch.inf])
+        one = F.new_ones(p)
+        G = self._matrix("G", one, -one, one)
+        price = self.price.repeat(T)[self.rows].repeat(2).expand(*lead, 2 * p)
+        h, h_lower = upper[self.rows], lower[self.rows]
+        unlimited = torch.full_like(upper[: T * nx], torch.inf)
+        lower = torch.cat([-unlimited, lower[T * nx :], free])
+        upper = torch.cat([unlimited, upper[T * nx :], free + torch.inf])
         return solve(
             Q, torch.cat([q, price], -1), G, h, A, b, lb=lower, ub=upper, h_lower=h_lower, **self.options
         )
@@ -193,8 +203,7 @@ class LinearMPC(Layer):
         return inputs.unflatten(-1, (T, nu)), states.unflatten(-1, (T, nx))
 
 
-@functools.lru_cache(maxsize=100)
-def _layout(size: tuple[int, int], blocks: tuple[tuple[Places, Places, int, int], ...]) -> tuple[Pattern, Tensor]:
+def _layout(size: tuple[int, int], *blocks: tuple[Places, Places, int, int]) -> tuple[Pattern, Tensor]:
     """The pattern of a matrix of blocks (where they begin, r, c), and the order of their entries in it."""
     places = []
     for rows, columns, r, c in blocks:
