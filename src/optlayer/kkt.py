@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,16 +43,8 @@ class Residuals(NamedTuple):
     relative: Tensor
 
 
-CANCELLED = 1e4  # terms beyond this many times the data count as that much: more digits than four may not cancel
-
-
-def _allowed(terms: Tensor, data: Tensor) -> Tensor:
-    """What a residual is divided by: one plus the largest term that enters it, within reason.
-
-    Without the limit, multipliers that run off to 1e90, as those of a problem without solution do, would excuse
-    anything.
-    """
-    return 1 + torch.minimum(terms, CANCELLED * (1 + data))
+CANCELLED = 10.0
+"""How many times what is left of some terms they may excuse: more digits than that may not cancel."""
 
 
 def one_sided(problem: Problem, lam: Tensor, lam_lower: Tensor | None) -> tuple[Problem, Tensor]:
@@ -62,59 +54,108 @@ def one_sided(problem: Problem, lam: Tensor, lam_lower: Tensor | None) -> tuple[
 
 def residuals(
     problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor,
-    lam_lower: Tensor | None = None,
+    lam_lower: Tensor | None = None, rounded: bool = False,
 ) -> Residuals:  # fmt: skip
-    """Residuals of a point; `relative` divides each by one plus the largest term that enters it.
+    """Residuals of a point; `relative` is its componentwise backward error (Oettli and Prager 1964), as in verdict.h.
 
-    The term of Q z is |Q||z|, what it would be if nothing cancelled: rounding z changes Q z by that times the rounding.
-    Every constraint has its own terms: what enters one excuses no violation of another. Terms beyond CANCELLED times
-    the data (q and Q z; the constraint's side) count as that much, and what rounding may have hidden in a sum of such
-    terms counts as residual: multipliers of 1e16 can cancel to zero by chance.
+        |Qz + q + Gᵀlam + …|_j  by  (|Q||z| + |q| + |G|ᵀ|lam| + …)_j,      |Az − b|_i  by  (|A||z| + |b|)_i
+
+    Every entry has its own terms, so units of variables, rows and objective decide nothing. A side with a positive
+    multiplier must be an equality in this sense, or its multiplier as small beside the terms of every entry of
+    stationarity that it enters. Three things keep that honest: what rounding z and the terms can cause is no residual;
+    terms excuse no more than CANCELLED times what is left of them; and where rounding may hide a thousandth of the
+    objective's terms, or of the largest side, the point is none.
 
     Args:
         problem: the problem, of batch B.
         z, lam, nu, lam_lb, lam_ub: the point, with batch dimension; absent parts have no columns.
+        rounded: whether the point holds float32's numbers, whatever its dtype.
 
     Returns:
         Residuals with tensors of shape (B,). NaN in the point gives inf.
     """
     problem, lam = one_sided(problem, lam, lam_lower)
-    Q, q = problem.Q, problem.q
-    Qz, nothing, size, rounding = mul_Q(Q, z), z.new_zeros(len(z)), z.abs(), torch.finfo(z.dtype).eps
-    data = torch.maximum(largest(Qz), largest(q.expand_as(z)))
-    terms = [data, largest(mul_Q(magnitude(Q), size))]
-    stationarity, primal, off, signs = Qz + q, nothing, nothing, nothing
-    zQz, qz = (z * Qz).sum(-1), (z * q).sum(-1)
-    constants = [nothing]
+    single = rounded or z.dtype == torch.float32
+    narrow = z.dtype == torch.float32
+    if narrow:  # what float32 holds is judged in float64, or the judge's own rounding would count
+        doubles = [None if x is None else x.double() for x in problem.tensors()]
+        problem = Problem.of(doubles, problem.structure.changed(dtype=torch.float64))
+        z, lam, nu, lam_lb, lam_ub = (x.double() for x in (z, lam, nu, lam_lb, lam_ub))
+    Q, q, size = problem.Q, problem.q, z.abs()
+    noise = 1e-6 if single else torch.finfo(z.dtype).eps * (8 + z.shape[-1])
+    Qz, sizes = mul_Q(Q, z), magnitude(Q)
+    diagonal = mul_Q(Q, torch.ones_like(z)) if problem.structure.diagonal else _diagonal(Q, z)
+    left, full, forces = Qz.abs() + q.abs(), mul_Q(sizes, size) + q.abs(), torch.zeros_like(z)
+    rows: list[tuple[Any, Tensor, Tensor, bool, float]] = []  # matrix (None: bounds), side, multiplier, equality, sign
     for M, side, y, equality in ((problem.G, problem.h, lam, False), (problem.A, problem.b, nu, True)):
         if M is None or side is None or not side.shape[-1]:
             continue
-        stationarity, sizes = stationarity + mul_t(M, y), magnitude(M)
-        terms.append(largest(mul_t(sizes, y.abs())))
-        violation = mul(M, z) - side
-        if equality:
-            violation = violation.abs()
-        there = finite(side).abs().expand_as(violation)
-        entering = torch.maximum(mul(sizes, size), there)
-        primal = torch.maximum(primal, violation.amax(-1))
-        off = torch.maximum(off, ((violation + rounding * entering) / _allowed(entering, there)).amax(-1))
-        constants.append((finite(side) * y).sum(-1))
-        if not equality:
-            signs = torch.maximum(signs, largest(wrong(y, side)))
-    for bound, multiplier, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
+        rows.append((M, side, y, equality, 1.0))
+        forces, full = forces + mul_t(M, y), full + mul_t(magnitude(M), y.abs())
+    for bound, y, sign in ((problem.lb, lam_lb, -1.0), (problem.ub, lam_ub, 1.0)):
         if bound is not None:
-            stationarity, terms = stationarity + sign * multiplier, [*terms, largest(multiplier)]
-            signs = torch.maximum(signs, largest(wrong(multiplier, bound)))
-            violation, there = (sign * (z - bound)).clamp(min=0), finite(bound).abs()
-            primal = torch.maximum(primal, violation.amax(-1))
-            off = torch.maximum(off, (violation / _allowed(torch.maximum(size, there), there)).amax(-1))
-            constants.append((sign * finite(bound) * multiplier).sum(-1))
-    dual = torch.maximum(largest(stationarity), signs)
-    gap = (zQz + qz + sum(constants)).abs()
-    parts = torch.stack([zQz.abs(), qz.abs(), *(part.abs() for part in constants)]).amax(0)
-    entering = torch.stack(terms).amax(0)
-    relative = torch.stack([(dual + rounding * entering) / _allowed(entering, data), off, gap / (1 + parts)]).amax(0)
-    return Residuals(primal, dual, gap, torch.where(relative >= 0, relative, torch.inf))
+            rows.append((None, sign * bound, y, False, sign))
+            forces, full = forces + sign * y, full + y.abs()
+    stationarity, left = Qz + q + forces, left + forces.abs()
+    scale = torch.maximum(size, torch.where(diagonal > 0, left / diagonal, 0.0))
+
+    def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
+        terms = torch.minimum(full, CANCELLED * left)
+        off = (off - noise * (full + rounded)).clamp(min=0)
+        return torch.where(off == 0, 0.0, off / terms)
+
+    worst = [largest(share(stationarity.abs(), left, full, mul_Q(sizes, scale)))]
+    dual, primal = largest(stationarity), z.new_zeros(len(z))
+    gap = (z * (Qz + q)).sum(-1)
+    unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
+    lost = noise * largest(unit * full) > 1e-3 * largest(unit * left)
+    reach, level = primal, primal  # the largest terms of a row, and the largest side, in units of the rows
+    for M, side, y, equality, sign in rows:
+        there = finite(side).abs().expand_as(y)
+        value = sign * z if M is None else mul(M, z)
+        around = [size, scale] if M is None else [mul(magnitude(M), x) for x in (size, scale)]
+        over = torch.where(side.isinf(), -torch.inf, value - side)
+        pressed = y.abs() > 0 if equality else y > 0
+        off = torch.where(pressed | equality, over.abs(), over.clamp(min=0))
+        found = share(off, value.abs() + there, around[0] + there, around[1])
+        entries = torch.ones_like(z[:, :1]) if M is None else _entries(M)
+        weight = _weight(entries, y, left, M is None)
+        found = torch.where(pressed & (over < 0) & ~torch.tensor(equality), torch.minimum(found, weight), found)
+        worst.append(largest(found))
+        if not equality:
+            worst.append(largest(torch.where(wrong(y, side) != 0, weight, 0.0)))
+        primal = torch.maximum(primal, (over.abs() if equality else over.clamp(min=0)).amax(-1))
+        gap = gap + (finite(side) * y).sum(-1)
+        top = torch.ones_like(there) if M is None else entries.amax(-1).expand_as(there)
+        there, around[0] = (torch.where(side.isinf() | (top == 0), 0.0, x / top) for x in (there, around[0]))
+        reach, level = torch.maximum(reach, largest(around[0])), torch.maximum(level, largest(there))
+    if not single:
+        lost = lost | ((level > 0) & (noise * reach > 1e-3 * level))
+        worst.append(torch.where(lost, 1.0, 0.0))
+    relative = torch.stack(worst).amax(0)
+    good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()
+    judged = Residuals(primal, dual, gap.abs(), torch.where(good, relative, torch.inf))
+    return Residuals(*(x.float() for x in judged)) if narrow else judged
+
+
+def _diagonal(Q: Any, z: Tensor) -> Tensor:
+    """The diagonal of Q, (B, n)."""
+    dense = Q if isinstance(Q, Tensor) else Q.dense()
+    return dense.diagonal(dim1=-2, dim2=-1).expand_as(z)
+
+
+def _entries(M: Any) -> Tensor:
+    """|M| as a full tensor."""
+    return (M if isinstance(M, Tensor) else M.dense()).abs()
+
+
+def _weight(entries: Tensor, y: Tensor, left: Tensor, bounds: bool) -> Tensor:
+    """How much of any entry of stationarity each multiplier makes up, (B, rows)."""
+    if bounds:
+        return torch.where(y == 0, 0.0, y.abs() / left)
+    beside = entries / left.unsqueeze(-2)
+    beside = torch.where(entries.expand_as(beside) == 0, 0.0, beside)
+    return torch.where(y == 0, 0.0, beside.amax(-1) * y.abs())
 
 
 # --- certificates: proofs that there is no solution -----------------------------------------------------------------

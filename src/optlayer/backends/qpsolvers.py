@@ -440,7 +440,8 @@ def _judged(problem: Problem, rows: list[tuple[list[Tensor], Status]], tolerance
     ]
     z, s, lam, nu, lam_lb, lam_ub = (x.to(problem.dtype) for x in columns)
     exact = problem.replace([None if x is None else x.detach().double() for x in problem.tensors()], problem.batch)
-    found = kkt.residuals(exact, *(x.double() for x in (z, lam, nu, lam_lb, lam_ub)))
+    z64, *y64 = (x.double() for x in (z, lam, nu, lam_lb, lam_ub))
+    found = kkt.residuals(exact, z64, y64[0], y64[1], y64[2], y64[3], rounded=problem.dtype == torch.float32)
     claimed = torch.tensor([int(status) for _, status in rows], dtype=torch.int32)
     failed = (claimed == int(Status.SOLVED)) & ~(found.relative <= tolerance)
     status = torch.where(failed, int(Status.MAX_ITERATIONS), claimed).to(torch.int32)

@@ -486,7 +486,7 @@ def judge(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, 
         for whole, part in zip(answer, _pick(better, exact, given), strict=True):
             whole[members] = part
     answer = _rounded(answer, problem.dtype)
-    judged = _judge(standard, answer)
+    judged = _judge(standard, answer, problem.dtype == torch.float32)
     good = judged.relative <= (1e-12 if problem.dtype == torch.float64 else 1e-5)
     status = torch.where((status == 0) & ~good, int(Status.NUMERICAL_ERROR), status).to(torch.int32)
     columns = (problem.n, *problem.widths)
@@ -506,8 +506,9 @@ def _convex(Q: Tensor, threshold: float) -> Tensor:
     return failed == 0
 
 
-def _judge(problem: _Standard, answer: _Answer) -> kkt.Residuals:
-    return kkt.residuals(problem.problem(), answer.z, answer.lam, answer.nu, answer.lam_lb, answer.lam_ub)
+def _judge(problem: _Standard, answer: _Answer, rounded: bool = False) -> kkt.Residuals:
+    y = (answer.lam, answer.nu, answer.lam_lb, answer.lam_ub)
+    return kkt.residuals(problem.problem(), answer.z, *y, rounded=rounded)
 
 
 def _optimum(
@@ -631,7 +632,7 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         status[members], iterations[members] = verdict, taken
         for whole, part in zip(answer, found, strict=True):
             whole[members] = part
-    judged = _judge(standard, answer)
+    judged = _judge(standard, answer, problem.dtype == torch.float32)
     widths = (problem.n, *problem.widths)
     z, s, lam, nu, lam_lb, lam_ub = (x[:, :width].to(problem.dtype) for x, width in zip(answer, widths, strict=True))
     primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
@@ -647,7 +648,7 @@ def _attempt(
     """The answer as it will be returned, SOLVED or -1, and iterations."""
     found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish, rounding, rounding)
     found = _rounded(found, dtype)
-    return found, torch.where(_judge(work, found).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32), taken
+    return found, torch.where(_judge(work, found, dtype == torch.float32).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32), taken
 
 
 def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:
