@@ -567,6 +567,12 @@ struct Rung {
         iterations = g.max_iterations;
     }
 
+    // Twice the precision costs forty times the time: beyond this order (about 60 variables and rows) a call would take seconds.
+    bool affords_twofold() const {
+        const double n = model.n;
+        return n * n * (n + model.m + model.p) <= 5e5;
+    }
+
     // The answer in double, judged; with its bounds kept.
     double error(Answer& found) const {
         Attempt<double> judge(model, 0);
@@ -636,7 +642,7 @@ struct Rung {
                     found = prover.answer();
                     return scaled.store(found, true), PRIMAL_INFEASIBLE;
                 }
-                if (std::is_same<V, double>::value) return settle<Twofold>(found);  // small beside the data: rounded away
+                if (std::is_same<V, double>::value && affords_twofold()) return settle<Twofold>(found);  // small beside the data: rounded away
             } else if (violated > 1e-14 && closest<V>(point, found) && error(found) <= tolerance) {
                 return scaled.store(found, false), SOLVED;
             }
@@ -895,7 +901,7 @@ int32_t rescue(const Args& g, int64_t k) {
         const Rung rung(g, scaled);
         const bool hopeless = g.closest && status == PRIMAL_INFEASIBLE;  // a rung before has proven it
         status = hopeless ? rung.settle<double>(found) : rung.climb<double>(found);
-        if (status == MAX_ITERATIONS || status == ROUGH) {
+        if ((status == MAX_ITERATIONS || status == ROUGH) && rung.affords_twofold()) {
             Answer better;
             const int32_t again = rung.climb<Twofold>(better);
             if (again != MAX_ITERATIONS || status != ROUGH) status = again, found = better;
@@ -918,7 +924,7 @@ void rescue_derivative(const Args& g, int64_t k) {
         if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);
         return;
     }
-    if (!derive<double>(g, scaled) && !g.single) derive<Twofold>(g, scaled);
+    if (!derive<double>(g, scaled) && !g.single && Rung(g, scaled).affords_twofold()) derive<Twofold>(g, scaled);
 }
 
 bool is_convex(const Args& g, int64_t k) {

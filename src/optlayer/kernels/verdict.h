@@ -122,8 +122,15 @@ struct Verdict {
         t.each(a.n, [&](int j) { gd[j] = V(0); });
         a.add_rows_t(t, y, gd);
         a.add_At(t, nu, gd);
-        const V off = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
-        const V size = t.max(a.n, V(0), [&](int j) { return max(a.rows_t_size(j, y), a.At_size(j, nu)); });  // as in kkt.py
+        // In units of its own a column is judged beside the largest one; else beside its own terms.
+        V off = V(0), size = V(0);
+        t.each(a.n, [&](int j) {
+            const V terms = larger(a.rows_t_size(j, y), a.At_size(j, nu));
+            size = larger(size, terms);
+            off = larger(off, equilibrated ? abs(gd[j]) : share(abs(gd[j]), terms));
+        });
+        t.largest(off), t.largest(size);
+        if (!equilibrated) off = off * size;
         V value = V(0), terms = V(0);
         x.each(t, [&](int k, int i, V sg) {
             const V side = x.on[k] * x.h[k], multiplier = max(sg * y[i], V(0));
