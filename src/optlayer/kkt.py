@@ -108,7 +108,8 @@ def residuals(
     dual, primal = largest(stationarity), z.new_zeros(len(z))
     gap = (z * (Qz + q)).sum(-1)
     unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
-    lost = noise * largest(unit * full) > 1e-3 * largest(unit * left)
+    most = 1.0 if single else 1e-3  # of the objective's terms, or the largest side, that rounding may hide
+    lost = noise * largest(unit * full) > most * largest(unit * left)
     reach, level = primal, primal  # the largest terms of a row, and the largest side, in units of the rows
     for M, side, y, equality, sign in rows:
         there = finite(side).abs().expand_as(y)
@@ -129,9 +130,8 @@ def residuals(
         top = torch.ones_like(there) if M is None else entries.amax(-1).expand_as(there)
         there, around[0] = (torch.where(side.isinf() | (top == 0), 0.0, x / top) for x in (there, around[0]))
         reach, level = torch.maximum(reach, largest(around[0])), torch.maximum(level, largest(there))
-    if not single:
-        lost = lost | ((level > 0) & (noise * reach > 1e-3 * level))
-        worst.append(torch.where(lost, 1.0, 0.0))
+    lost = lost | ((level > 0) & (noise * reach > most * level))
+    worst.append(torch.where(lost, 1.0, 0.0).to(z))
     relative = torch.stack(worst).amax(0)
     good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()
     judged = Residuals(primal, dual, gap.abs(), torch.where(good, relative, torch.inf))

@@ -648,7 +648,12 @@ def _attempt(
     """The answer as it will be returned, SOLVED or -1, and iterations."""
     found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish, rounding, rounding)
     found = _rounded(found, dtype)
-    return found, torch.where(_judge(work, found, dtype == torch.float32).relative <= tolerance, int(Status.SOLVED), -1).to(torch.int32), taken
+    solved = _judge(work, found, dtype == torch.float32).relative <= tolerance
+    if dtype == torch.float32 and rounding == 0:  # multipliers of rows that contradict each other by rounding run off
+        forces = kkt.largest(kkt.mul_t(work.G, found.lam) + kkt.mul_t(work.A, found.nu))
+        terms = kkt.largest(kkt.mul_t(work.G.abs(), found.lam) + kkt.mul_t(work.A.abs(), found.nu.abs()))
+        solved &= terms <= 1e3 * (forces + kkt.largest(work.q))
+    return found, torch.where(solved, int(Status.SOLVED), -1).to(torch.int32), taken
 
 
 def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:
