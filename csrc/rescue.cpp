@@ -183,12 +183,6 @@ template <class V> class Attempt {
         return left <= V(1e-11);
     }
 
-    // Violations at the point: of the equalities in units of their own, and of the rows of G.
-    V primal() const { return out.primal; }
-    V dual() const { return out.dual; }
-    V gap() const { return out.gap; }
-    V solved() const { return out.solved; }
-
   private:
     const Model& model_;
     struct Free { void operator()(char* p) const { ::operator delete(p); } };
