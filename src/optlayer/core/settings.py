@@ -11,8 +11,8 @@ class Settings:
     """How exactly a problem is solved and differentiated.
 
     Args:
-        tolerance: by how much, relatively and entry by entry, the data may differ from those that an answer solves exactly
-            (`kkt.residuals`). None: 1e-9 in float64, 1e-5 in float32.
+        tolerance: by how much, relatively and entry by entry, the data may differ from those that an answer solves
+            exactly (`kkt.residuals`). None: 1e-9 in float64, 1e-5 in float32.
         max_iterations: pivots of the active set, and iterations of each interior point, before a member is given up as
             MAX_ITERATIONS; from 60 on, the active set takes as many pivots as it needs.
         polish: after the interior point, solve the problem of the active constraints alone, to the last digits.
