@@ -98,6 +98,7 @@ def residuals(
             forces, full = forces + sign * y, full + y.abs()
     stationarity, left = Qz + q + forces, left + forces.abs()
     scale = torch.maximum(size, torch.where(diagonal > 0, left / diagonal, 0.0))
+    scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
 
     def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
         terms = torch.minimum(full, CANCELLED * left)
