@@ -16,7 +16,7 @@ template <> struct Tuning<double> {
     static constexpr double rounding = 2.2e-16;
     // The judge (verdict.h). A residual below `fine` of the cheap terms needs no look at the full ones; residuals of
     // what rounding can do are none; where rounding can do more than `most_noise`, nothing is known.
-    static constexpr double fine = 1e-13, most_noise = 1e-3;
+    static constexpr double fine = 1e-11, most_noise = 1e-3;
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
     // The active-set method. A pivot of Q is safe above `safe` of the entry it came from, and above `zero` of the largest
     // one; a row is dependent below `dependent` of its own M_ii; violations up to `slack` are none. [fuzz]

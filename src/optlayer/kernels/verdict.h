@@ -208,48 +208,61 @@ struct Verdict {
         V worst = t.max(n, V(0), [&](int j) {
             if (!closely) return share(abs(gd[j]), size[j]);
             const V q = a.curvature(j), unit = select(q > V(0), V(1) / sqrt(q), V(1));
+            level = larger(level, unit * size[j]);
+            if (!D::has_units && !any(abs(gd[j]) > V(T(Tuning<T>::fine)) * size[j])) return share(abs(gd[j]), size[j]);
             const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
-            hidden = larger(hidden, unit * terms), level = larger(level, unit * size[j]);
+            hidden = larger(hidden, unit * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) rounded = rounded + force / a.unit(j);
             return share(abs(gd[j]), size[j], terms, rounded);
         });
         t.largest(hidden), t.largest(level);
         auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether
-        hidden = level = V(0);
+        V reach = V(0);  // the largest terms of a row that rounding may have excused
         worst = t.max(a.m, worst, [&](int i) {
             const V side = abs(a.b[i]);
-            if (closely) {
-                const V unit = a.A_largest(i);
-                hidden = larger(hidden, relative(a.A_size(i, out.z), unit)), level = larger(level, relative(side, unit));
-            }
-            return of_row(closely, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, [&](const V* z) { return a.A_size(i, z); });
+            return of_row(closely, reach, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, [&](const V* z) { return a.A_size(i, z); },
+                          [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); });
         });
         x.each(t, [&](int k, int i, V sg) {
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
-            if (closely) {
-                const V unit = a.row_largest(i);
-                hidden = larger(hidden, x.on[k] * relative(a.row_size(i, out.z), unit)), level = larger(level, relative(side, unit));
-            }
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
-            V off = of_row(closely, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
-                           [&](const V* z) { return a.row_size(i, z); });
+            V off = of_row(closely, reach, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
+                           [&](const V* z) { return a.row_size(i, z); },
+                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); });
             const auto idle = pressed & (over < V(0)) & (off > V(T(Tuning<T>::fine)));
             if (any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
             worst = larger(worst, off);
         });
-        t.largest(worst), t.largest(hidden), t.largest(level);
-        lost = lost | ((level > V(0)) & (noise * hidden > most_noise * level));
+        t.largest(worst), t.largest(reach);
+        if (any(noise * reach > V(T(1e-6)) * limits())) lost = lost | rows_lost();
         return select(lost, larger(worst, V(1)), worst);
+    }
+    // Whether rounding the terms of a row may hide more than `most_noise` of the largest side, in units of the rows.
+    OPTLAYER_CALL auto rows_lost() {
+        V hidden = V(0), level = V(0);
+        const auto look = [&](V on, V terms, V side, V unit) {
+            hidden = larger(hidden, on * relative(terms, unit)), level = larger(level, on * relative(side, unit));
+        };
+        t.each(a.m, [&](int i) { look(V(1), a.A_size(i, out.z), abs(a.b[i]), a.A_largest(i)); });
+        x.each(t, [&](int k, int i, V) { look(x.on[k], a.row_size(i, out.z), abs(x.h[k]), a.row_largest(i)); });
+        t.largest(hidden), t.largest(level);
+        return (level > V(0)) & (noise * hidden > most_noise * level);
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
     // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
     V share(V off, V left, V terms, V rounded) const {
         return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
-    template <class F> V of_row(bool closely, V off, V left, V side, F&& full) const {
+    template <class F, class R> V of_row(bool closely, V& reach, V off, V left, V side, F&& full, R&& reaches) const {
         if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
-        return share(off, left, full(out.z) + side, full(scale));
+        if (reaches(off / noise)) {  // no more than rounding
+            reach = larger(reach, off / noise);
+            return V(0);
+        }
+        const V terms = full(out.z) + side;
+        reach = larger(reach, terms);
+        return share(off, left, terms, full(scale));
     }
     // How much of any entry of stationarity the multiplier of side k makes up.
     V weight_of(int k, int i) const {

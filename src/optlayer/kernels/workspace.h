@@ -103,6 +103,9 @@ struct Data {
         const V sum = sizes(G + j, n, p, y);
         return bounds ? sum + abs(y[p + j]) : sum;
     }
+    // Whether the same reaches `wanted` in all lanes; it mostly does within a few entries.
+    bool row_reaches(int i, const V* z, V wanted) const { return i < p ? reaches(G + size_t(i) * n, z, wanted) : all(abs(z[i - p]) >= wanted); }
+    bool A_reaches(int i, const V* z, V wanted) const { return reaches(A + size_t(i) * n, z, wanted); }
     V A_size(int i, const V* z) const { return sizes(A + size_t(i) * n, 1, n, z); }
     V At_size(int j, const V* nu) const { return sizes(A + j, n, m, nu); }
     static constexpr bool has_units = false;  // whether the variables' own units are known (sparse.h)
@@ -119,8 +122,25 @@ struct Data {
     V A_largest(int i) const { return largest(A + size_t(i) * n); }
 
   private:
+    bool reaches(const U* row, const V* z, V wanted) const {
+        V sum = V(0);
+        for (int j = 0; j < n; j += 64) {
+            sum = sum + sizes(row + j, 1, n - j < 64 ? n - j : 64, z + j);
+            if (all(sum >= wanted)) return true;
+        }
+        return all(sum >= wanted);
+    }
     static V sizes(const U* x, int step, int count, const V* y) {
         V sum = V(0);
+#ifndef __CUDACC_RTC__
+        if constexpr (std::is_floating_point<V>::value) {  // (a measure: the order of its sum is free)
+            if (step == 1) {
+#pragma omp simd reduction(+ : sum)
+                for (int i = 0; i < count; ++i) sum += std::fabs(V(x[i]) * y[i]);
+                return sum;
+            }
+        }
+#endif
         for (int i = 0; i < count; ++i) sum = fma(abs(V(x[size_t(i) * step])), abs(y[i]), sum);
         return sum;
     }
