@@ -410,7 +410,6 @@ class Call {
         return unsolved;
     }
 
-    static constexpr int usual_iterations = 60;  // Settings.max_iterations unless said otherwise
     int32_t& status(int64_t k) const { return View<int32_t>(g.status).of(k)[0]; }
     static bool settled(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR && status != ROUGH; }
 
@@ -472,9 +471,12 @@ class Call {
     // Leave all members to double.
     int refuse(Task task) {
         for (int64_t k = 0; k < g.batch; ++k) {
-            if (task == Task::SOLVE) status(k) = NUMERICAL_ERROR;
-            else differentiate(k, nullptr, false);
-            if (task == Task::SOLVE && header) at(header->flags)[k] = 0;
+            if (task == Task::ADJOINT) {
+                differentiate(k, nullptr, false);
+                continue;
+            }
+            status(k) = NUMERICAL_ERROR;
+            if (header) at(header->flags)[k] = 0;
         }
         return g.batch;
     }

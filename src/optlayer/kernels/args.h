@@ -11,6 +11,7 @@ enum Status : int32_t {  // as in solution.py
     ROUGH = -1,  // within the core: solved, but better can be hoped for
     CLOSEST = 7,  // no point is feasible: that of least violation, by request
 };
+constexpr int usual_iterations = 60;  // Settings.max_iterations unless said otherwise; fewer bind every rung
 inline bool derivable(int32_t status) { return status == SOLVED || status == CLOSEST; }  // has a derivative
 enum Method : int32_t { AUTO = 0, SCHUR = 1, NORMAL = 2, DIAGONAL = 3, NULL_SPACE = 4, ACTIVE = 5 };
 

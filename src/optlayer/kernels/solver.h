@@ -291,7 +291,7 @@ struct Group {
         Verdict<Tm, V, U> judge(t, a, x, out);
         judge.place(work);
         if (work.base) {
-            system.run(judge, x, out, bad, count, T(g.tolerance), g.max_iterations < 60 ? g.max_iterations : 1 << 30);
+            system.run(judge, x, out, bad, count, T(g.tolerance), g.max_iterations < usual_iterations ? g.max_iterations : 1 << 30);
             if (g.single == 2) round_answer(judge, x, out);
             if (!mixed) system.certify(judge, out, most_terms());
         }
