@@ -28,6 +28,15 @@ def learn(folder: Path, **options: object) -> list[dict]:
     return curve(folder)
 
 
+def test_a_deep_convolutional_net_does_not_start_by_answering_the_mean() -> None:
+    """Its answers differ between boards by as much as the boards do, within a factor of ten."""
+    torch.manual_seed(0)
+    puzzle = sudoku.one_hot(sudoku.puzzles(50)[0])
+    with torch.no_grad():
+        answer = sudoku.ConvNet(10, 64)(puzzle)
+    assert 0.1 < (answer.std(0).mean() / puzzle.std(0).mean()).item() < 10
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
