@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("lightning_fabric")
 
-from optlayer.experiments import decisions, denoising, harness, recipe, sudoku, sudoku9
+from optlayer.experiments import decisions, denoising, harness, infeasible, recipe, sudoku, sudoku9
 
 TINY = {"train": 120, "test": 40, "batch": 20, "conv_epochs": 0, "accelerator": "cpu"}
 
@@ -368,3 +368,44 @@ def test_unit_rows_say_the_same_as_longer_ones() -> None:
     with torch.no_grad():
         layer.A.copy_(torch.randn(5, 5, dtype=torch.float64) @ layer.A)
         torch.testing.assert_close(layer(q), z, atol=1e-7, rtol=0)
+
+
+def test_the_expert_is_feasible_and_a_student_at_its_place_agrees() -> None:
+    torch.manual_seed(0)
+    data = infeasible.demonstrations(80, 40)
+    for way in infeasible.WAYS["filter"]:
+        with torch.no_grad():
+            figures = infeasible.measure_filter(infeasible.Corridor(way)(data.train[0]), data.train[1])
+        assert figures["loss"].max() < 1e-9, way
+        assert not figures["infeasible"].any(), way
+
+
+@pytest.mark.parametrize(("task", "way"), [(task, way) for task, ways in infeasible.WAYS.items() for way in ways])
+def test_what_learns_where_nothing_is_feasible(task: str, way: str) -> None:
+    """Everything has a gradient there but the status."""
+    torch.manual_seed(0)
+    if task == "free b":
+        x, y = sudoku.load(None, 6, 1, 0).train
+        model, measures = infeasible.Boards(way), infeasible.measure_boards
+    else:
+        x, y = infeasible.demonstrations(6, 1).train
+        model, measures = infeasible.Corridor(way, 4, 0.3), infeasible.measure_filter
+    figures = measures(model(x), y)
+    assert figures["infeasible"].all()
+    figures["loss"].mean().backward()
+    longest = max(parameter.grad.abs().max() for parameter in model.parameters())
+    assert (longest == 0) == (way == "zero gradients")
+    assert longest.isfinite()
+
+
+def test_infeasible_runs_and_resumes(tmp_path: Path) -> None:
+    options = {"train": 60, "test": 20, "states": 60, "batch": 20, "epochs": 1, "out": tmp_path}
+    infeasible.main(**options)  # type: ignore[arg-type]
+    first = harness.read_json(tmp_path / "results.json")["results"]
+    assert len(first) == len(infeasible.models())
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    text = infeasible.report(tmp_path)
+    assert all(way in text for ways in infeasible.WAYS.values() for way in ways)
+    (tmp_path / "results.json").unlink()
+    infeasible.main(**options)  # type: ignore[arg-type]
+    assert harness.read_json(tmp_path / "results.json")["results"] == first

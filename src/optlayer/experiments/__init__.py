@@ -11,5 +11,7 @@ What they share: `harness.py`, the run and the training; `files.py`, files that 
 checks its options and data before it writes: the run's folder is made by the first thing that is put into it.
 """
 
-ORDER = ("speed", "denoising", "classification", "sudoku", "expressiveness", "recipe", "sudoku9", "decisions")
+ORDER = (
+    "speed", "denoising", "classification", "sudoku", "expressiveness", "recipe", "sudoku9", "decisions", "infeasible",
+)  # fmt: skip
 """As in the paper; what it has not comes last."""

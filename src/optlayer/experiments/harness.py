@@ -37,16 +37,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS", "INK", "Data", "Job", "Mistake", "Row", "Run", "bar", "before", "best_epoch", "check_resume", "commit",
-    "console", "constant", "cosine", "curves", "epochs_axis", "evaluate", "facts", "figure", "heat", "load", "machine",
-    "markdown", "means", "positive", "processor", "publish", "read_json", "read_metrics", "read_npz", "result",
-    "resumed", "rows", "save", "shown", "spread", "stoppable", "table", "train", "warm", "without_page",
+    "COLOURS", "INK", "Data", "Job", "Measures", "Mistake", "Row", "Run", "bar", "before", "best_epoch",
+    "check_resume", "commit", "console", "constant", "cosine", "curves", "epochs_axis", "evaluate", "facts",
+    "figure", "heat", "load", "machine", "markdown", "means", "positive", "processor", "publish", "read_json",
+    "read_metrics", "read_npz", "result", "resumed", "rows", "save", "shown", "spread", "stoppable", "table",
+    "train", "warm", "without_page",
 ]  # fmt: skip
 
 PLACES = {"out", "resume", "accelerator", "devices"}
 """Options that say where to run, not what."""
-Measures = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""From outputs and targets of B examples to named figures, each of shape (B,)."""
+Measures = Callable[[Any, Tensor], dict[str, Tensor]]
+"""From outputs (a tensor or several) and targets of B examples to named figures, each of shape (B,)."""
 
 
 # --- the run and its folder -----------------------------------------------------------------------------------------

@@ -165,9 +165,11 @@ class ConvNet(nn.Module):
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
-        for layer in self.layers[::2]:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
 
     def forward(self, puzzle: Tensor) -> Tensor:
         return self.layers(puzzle.movedim(-1, 1)).movedim(1, -1)
