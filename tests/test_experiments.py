@@ -274,14 +274,24 @@ def test_denoising_runs(tmp_path: Path) -> None:
 
 
 def test_big_sudoku_runs(tmp_path: Path) -> None:
-    sudoku9.main(train=6, test=2, hard=1, per_epoch=4, epochs=1, free_epochs=1, batch=2, out=tmp_path)
+    sudoku9.main(train=6, test=2, hard=1, per_epoch=4, epochs=1, lesson=1, free_epochs=1, batch=2, out=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [row["told"] for row in results if row["puzzles"] == "held out"] == [
-        "everything", "nothing", "one digit a cell; digits are names", "nothing"
+        "everything", "nothing", "one digit a cell; digits are names", "nothing", "nothing"
     ]  # fmt: skip
     assert results[0]["loss"] < results[-1]["loss"]
     assert (tmp_path / "learned.png").exists()
     assert "SATNet" in sudoku9.report(tmp_path)
+
+
+def test_the_first_lesson_is_the_layer_without_bounds() -> None:
+    """With ε = 1, at a point where no bound is active."""
+    torch.manual_seed(0)
+    free = sudoku9.Free(5, 1.0)
+    board = 1 / 9 + 0.01 * torch.rand(2, 9, 9, 9)
+    with torch.no_grad():
+        assert free(board).min() > 1e-3
+        torch.testing.assert_close(sudoku9.FirstLesson(free).eval()(board), free(board).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:

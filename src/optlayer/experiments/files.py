@@ -89,6 +89,11 @@ def read_json(path: Path) -> Any:
         raise Mistake(f"{path} is damaged ({error}).") from None
 
 
+def read_results(folder: Path) -> list[Row]:
+    """The rows of `results.json`, and of those in the folders below: an experiment may have several runs."""
+    return [row for path in sorted(folder.rglob("results.json")) for row in read_json(path)["results"]]
+
+
 def read_metrics(folder: Path) -> list[Row]:
     """The rows of `metrics.csv`, numbers as numbers."""
 

@@ -27,7 +27,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 
-from optlayer.experiments.files import Mistake, Row, positive, publish, read_json, read_metrics, read_npz
+from optlayer.experiments.files import Mistake, Row, positive, publish, read_json, read_metrics, read_npz, read_results
 from optlayer.experiments.machine import commit, machine, processor
 from optlayer.experiments.pictures import COLOURS, INK, curves, epochs_axis, figure, heat, without_page
 from optlayer.experiments.screen import bar, console, facts, markdown, shown, spread, stoppable, table
@@ -37,11 +37,50 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS", "INK", "Data", "Job", "Measures", "Mistake", "Row", "Run", "bar", "before", "best_epoch",
-    "check_resume", "commit", "console", "constant", "cosine", "curves", "epochs_axis", "evaluate", "facts",
-    "figure", "heat", "load", "machine", "markdown", "means", "positive", "processor", "publish", "read_json",
-    "read_metrics", "read_npz", "result", "resumed", "rows", "save", "shown", "spread", "stoppable", "table",
-    "train", "warm", "without_page",
+    "COLOURS",
+    "INK",
+    "Data",
+    "Job",
+    "Measures",
+    "Mistake",
+    "Row",
+    "Run",
+    "bar",
+    "before",
+    "best_epoch",
+    "check_resume",
+    "commit",
+    "console",
+    "constant",
+    "cosine",
+    "curves",
+    "epochs_axis",
+    "evaluate",
+    "facts",
+    "figure",
+    "heat",
+    "load",
+    "machine",
+    "markdown",
+    "means",
+    "positive",
+    "processor",
+    "publish",
+    "read_json",
+    "read_metrics",
+    "read_npz",
+    "read_results",
+    "result",
+    "resumed",
+    "rows",
+    "save",
+    "shown",
+    "spread",
+    "stoppable",
+    "table",
+    "train",
+    "warm",
+    "without_page",
 ]  # fmt: skip
 
 PLACES = {"out", "resume", "accelerator", "devices"}

@@ -102,7 +102,8 @@ def write(runs: Path, docs: Path, modules: dict[str, ModuleType]) -> Path:
         for each in (folder / file for folder in folders for file in KEPT):
             copy(each, docs / "results" / each.relative_to(base))
         for picture in sorted((runs / name).rglob("*.png")):
-            copy(picture, docs / "img" / "experiments" / f"{name}-{picture.name}")
+            own = "-".join(picture.relative_to(runs).parts)
+            copy(picture, docs / "img" / "experiments" / own)
     if not sections:
         raise Mistake(f"There are no results in {runs}: `optlayer paper --out {runs}` makes them.")
     page = docs / "experiments.md"
