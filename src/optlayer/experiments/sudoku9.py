@@ -458,7 +458,9 @@ def main(
                 before = next(parameter.detach().clone() for parameter in layer.parameters())
                 if isinstance(layer, Free):
                     its_rate, first = free_rate, FirstLesson(layer)
-                    solved = Data(train=(boards.train[1], boards.train[1]), test=some)  # type: ignore[arg-type]
+                    # Blanks are drawn in training only, so the best epoch is chosen on puzzles as they are.
+                    x, y = boards.train
+                    solved = Data(train=(y, y), valid=(x[:500], y[:500]), test=some)  # type: ignore[arg-type]
                     optimizer = torch.optim.Adam(first.parameters(), lr=lesson_rate)
                     job = Job(f"{name}, first lesson", each, first, optimizer, measures, lesson, 500, harness.warm)
                     harness.train(run, job, solved, progress)
