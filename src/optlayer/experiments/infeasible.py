@@ -269,7 +269,8 @@ def report(folder: Path) -> str:
 {options["train"]} puzzles and {options["states"]} states to learn from, {options["test"]} of each held out;
 {options["epochs"]} epochs, {options["batch"]} examples a step, Adam at {options["rate"]} (boards, gradients clipped at
 {sudoku.CLIP}) and {options["filter_rate"]} (filter), with warm-up and decay. The price of squared violation is {SOFT:g}
-for the boards, that of a barrier {SLACK:g}. The time is that of training. Means and standard deviations over seeds:
+for the boards, that of a barrier {SLACK:g}. With a price, *without feasible point* counts answers that violate a row
+by 1e-6 or more. The time is that of training. Means and standard deviations over seeds:
 
 {harness.markdown(summary(results))}
 ![Error, and share of problems without a feasible point, over the epochs](img/experiments/infeasible-curves.png)
