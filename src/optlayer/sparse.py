@@ -24,6 +24,7 @@ class Pattern:
         first: where each row begins among the entries, and their number, int64 (rows + 1).
         columns: of each entry, int64 (nnz), ascending within a row.
         size: rows and columns.
+        passing: it gets no number, and is not kept.
 
     Attributes:
         rows: of each entry, int64 (nnz).
@@ -35,7 +36,7 @@ class Pattern:
     __slots__ = ("_arrays", "_digest", "_hash", "both", "columns", "first", "number", "rows", "size", "twice")
     _all: ClassVar[dict[bytes, Pattern]] = {}
 
-    def __init__(self, first: Tensor, columns: Tensor, size: tuple[int, int]) -> None:
+    def __init__(self, first: Tensor, columns: Tensor, size: tuple[int, int], passing: bool = False) -> None:
         self.first, self.columns, self.size = first, columns, size
         self.rows = torch.repeat_interleave(torch.arange(size[0]), first.diff())
         content = hashlib.blake2b(first.numpy().tobytes(), digest_size=16)
@@ -45,8 +46,8 @@ class Pattern:
         self._arrays = self.rows.numpy(), columns.numpy()
         self._digest = content.digest()
         self._hash = hash(self._digest)
-        known = Pattern._all.setdefault(self._digest, self)
-        self.number: int = len(Pattern._all) - 1 if known is self else known.number
+        known = self if passing else Pattern._all.setdefault(self._digest, self)
+        self.number: int = -1 if passing else len(Pattern._all) - 1 if known is self else known.number
         self.both = _both_triangles(self) if size[0] == size[1] else "rows and columns of different number"
 
     @staticmethod

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from optlayer.backends import args
+from optlayer.backends import args, zeros
 from optlayer.backends import sparse as by_pattern
 from optlayer.backends.base import Adjoint, Backend
 from optlayer.core.native import VARIANTS, Core, Plan
@@ -84,7 +84,43 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member."""
     if problem.sparse:
         return by_pattern.solve(_loaded(), _adopt, problem, settings, keep_factor)
-    return _found(problem, settings, keep_factor, False)
+    alike = None if METHOD else zeros.found(_loaded(), problem, settings)
+    if alike is None:
+        return _found(problem, settings, keep_factor, False)
+    point = _marked(by_pattern.found(_loaded(), _adopt_marked, alike, settings, keep_factor, False), alike)
+    if point.unsolved:
+        _ask_dense(problem, settings, point)
+    return point
+
+
+def _marked(point: Point, alike: Problem) -> Point:
+    """The same; its factor says to what structure it belongs, whatever becomes of the zeros before the derivative."""
+    if point.factor:
+        point.factor[0].structure = alike.structure
+    return point
+
+
+def _ask_dense(problem: Problem, settings: Settings, point: Point) -> None:
+    """What the sparse engine leaves, by the dense methods; the derivative makes its factor anew."""
+    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    rest = left.nonzero().flatten()
+    if len(rest):
+        point.take(rest, _found(problem.select(rest), settings, False, False))
+        point.factor, point.unsolved = (), int((point.status != int(Status.SOLVED)).sum())
+
+
+def _alike(problem: Problem, settings: Settings, point: Point) -> Problem | None:
+    """The problem that the sparse engine differentiates in place of a dense one: what it has solved, if known."""
+    if METHOD:
+        return None
+    if point.factor:
+        if point.factor[0].dtype is torch.uint8:
+            return None  # a factor of the dense methods
+        made = getattr(point.factor[0], "structure", None)
+        if made is not None:
+            return zeros.at(made, problem)
+        point.factor = ()
+    return zeros.found(_loaded(), problem, settings)
 
 
 def relaxing() -> Backend:
@@ -96,6 +132,9 @@ def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool)
     """The relaxed point of the members that are solved."""
     if problem.sparse:
         return by_pattern.relax(_loaded(), _adopt, problem, settings, point, keep_factor)
+    alike = None if METHOD else zeros.found(_loaded(), problem, settings)
+    if alike is not None:
+        return _marked(by_pattern.relax(_loaded(), _adopt_marked, alike, settings, point, keep_factor), alike)
     relaxed = _found(problem, settings, keep_factor, True)
     if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
@@ -153,6 +192,11 @@ def _adopt(core: Core, address: int, size: int, dtype: torch.dtype = torch.uint8
     return torch.frombuffer(_block_type(core, size).from_address(address), dtype=dtype)
 
 
+def _adopt_marked(core: Core, address: int, size: int) -> Tensor:
+    """A factor of the sparse engine for a dense problem."""
+    return _adopt(core, address, size, torch.int8)
+
+
 def _empty_gradient(core: Core, x: Tensor) -> Tensor:
     """Contiguous, and if it is large in memory of the core, which is used again: fresh pages would cost most."""
     size = x.nbytes
@@ -193,6 +237,8 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     core = _loaded()
     if problem.sparse:
         return by_pattern.kkt_solve(core, problem, settings, point, rhs)
+    if (alike := _alike(problem, settings, point)) is not None:
+        return by_pattern.kkt_solve(core, alike, settings, point, rhs)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
     columns = structure.adjoint_widths
     v = torch.empty(structure.members, sum(columns), dtype=structure.dtype)
@@ -214,11 +260,15 @@ _RHS = args.SLOTS["r_z"]
 
 def pullback(
     problem: Problem, settings: Settings, point: Point, grad_z: Tensor, need: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of the tensors (where `need`) from that of z: `kkt_solve`, and the products of eq. 8."""
+) -> list[Tensor | None] | None:
+    """Gradients of the tensors (where `need`) from that of z: `kkt_solve`, and the products of eq. 8. None: the sparse
+    engine has solved a dense problem, whose gradient has entries where the matrices have zeros: adjoint.py multiplies.
+    """
     core = _loaded()
     if problem.sparse:
         return by_pattern.pullback(core, problem, settings, point, grad_z, need)
+    if _alike(problem, settings, point) is not None:
+        return None
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
     words, _v = _adjoint(problem, settings, point, kept)
     grads: list[Tensor | None] = [None] * len(need)

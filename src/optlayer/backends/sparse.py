@@ -129,7 +129,7 @@ def _point_in(point: Point, dtype: torch.dtype) -> Point:
 
 def solve(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """As `cpu.solve`; `adopt` makes a tensor of the core's memory."""
-    point = _found(core, adopt, problem, settings, keep_factor, False)
+    point = found(core, adopt, problem, settings, keep_factor, False)
     if point.unsolved and problem.n + problem.m + problem.p <= _SMALL:
         _ask_reference(problem, settings, point)
     return point
@@ -137,14 +137,15 @@ def solve(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_fac
 
 def relax(core: Core, adopt: Any, problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
     """As `cpu.relax`: members that cannot be relaxed keep their exact point."""
-    relaxed = _found(core, adopt, problem, settings, keep_factor, True)
+    relaxed = found(core, adopt, problem, settings, keep_factor, True)
     if relaxed.unsolved:
         rest = relaxed.status != int(Status.SOLVED)
         relaxed.take(rest, point.select(rest))
     return relaxed
 
 
-def _found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> Point:
+def found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> Point:
+    """What the engine finds for the members, exactly or relaxed, and how many it leaves."""
     call = _Call(core, problem, settings, keep_factor, smoothed)
     point = args.empty_point(call.problem, call.batch)
     point.unsolved = 0

@@ -21,6 +21,8 @@ class Settings:
         smoothing: the complementarity κ of the smoothed gradient, in the units of objective values.
         infeasible: what a member without feasible point gets: "status", PRIMAL_INFEASIBLE with a proof and a zero
             gradient; "closest", the best point among those of least violation, Status.CLOSEST, and its gradient.
+        zeros: of dense matrices that the batch shares: "found", the sparse engine takes the problem where that is
+            quicker; "given", only matrices given as `Sparse` are sparse.
 
     Raises:
         ValueError: for values outside their range.
@@ -32,6 +34,7 @@ class Settings:
     gradient: Literal["exact", "smoothed"] = "exact"
     smoothing: float = 1e-3
     infeasible: Literal["status", "closest"] = "status"
+    zeros: Literal["found", "given"] = "found"
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
@@ -42,5 +45,7 @@ class Settings:
             raise ValueError(f'gradient must be "exact" or "smoothed", not {self.gradient!r}')
         if self.infeasible not in ("status", "closest"):
             raise ValueError(f'infeasible must be "status" or "closest", not {self.infeasible!r}')
+        if self.zeros not in ("found", "given"):
+            raise ValueError(f'zeros must be "found" or "given", not {self.zeros!r}')
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be positive, not {self.smoothing}")
