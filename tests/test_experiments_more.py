@@ -4,7 +4,9 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -371,6 +373,61 @@ def test_paper_runs_what_is_asked_once_and_reports(tmp_path: Path, monkeypatch: 
     assert all((tmp_path / "docs" / picture).stat().st_size > 1000 for picture in pictures)
     run("report", tmp_path / "runs", tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "experiments.md").read_text() == text
+
+
+TINY_PAPER = """
+import importlib, sys
+from pathlib import Path
+from optlayer import cli
+from optlayer.experiments import classification
+
+digits, checksums = Path({digits!r}), {checksums!r}
+classification.FILES = checksums
+TINY = dict(
+    speed=dict(sizes=[3], layer_batch=2, variables=4, batches=[1], only=["optlayer, batched"], trials=1),
+    denoising=dict(train=20, test=10, epochs=1, fc_epochs=1, fc_hidden=4, batch=10, sweep=3),
+    classification=dict(data=digits, head=["FC10", "OptNet10"], hidden=16, batch=50, held_out=50, epochs=1),
+    sudoku=dict(train=40, test=10, epochs=1, batch=20, conv_epochs=1, conv_filters=4),
+    expressiveness=dict(points=5, widths=[2], starts=1, steps=2),
+    recipe=dict(steps=2),
+    sudoku9=dict(train=6, test=2, hard=1, per_epoch=4, epochs=1, lesson=1, free_epochs=0, batch=2),
+    decisions=dict(train=20, valid=10, test=10, epochs=1),
+    infeasible=dict(train=20, test=10, states=20, epochs=1),
+)
+for name, options in TINY.items():
+    module = importlib.import_module("optlayer.experiments." + name)
+    module.paper = lambda folder, full, main=module.main, options=options: main(**options, out=folder)
+
+if __name__ == "__main__":
+    cli.app(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_paper_goes_on_after_it_was_killed(digits: Path, tmp_path: Path, processes: int) -> None:
+    """All, tiny, killed every few seconds: what was finished stays as it is, and the page holds every one."""
+    program = tmp_path / "program.py"
+    program.write_text(TINY_PAPER.format(digits=str(digits), checksums=classification.FILES))
+    words = [sys.executable, program, "paper", "--out", tmp_path / "runs", "--processes", processes]
+    finished: dict[Path, bytes] = {}
+    for seconds in (8, 12, 16, 20, 300):
+        log = (tmp_path / "log").open("w")
+        started = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log, start_new_session=True)
+        try:
+            code = started.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            code = started.wait()
+        now = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/results.json")}
+        assert finished.items() <= now.items(), "something was done again"
+        finished = now
+        if code != -signal.SIGKILL:
+            break
+    assert code == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "runs" / "experiments.md").read_text()
+    assert {path.parent.name for path in finished} == set(found())
+    assert all(f"\noptlayer {name}" in text for name in found())
 
 
 def test_the_page_holds_every_experiment_with_results(tmp_path: Path) -> None:
