@@ -41,6 +41,7 @@ __all__ = [
     "INK",
     "Data",
     "Job",
+    "Kept",
     "Measures",
     "Mistake",
     "Row",
@@ -256,6 +257,24 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line, in the first process, at once and without breaking it."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class Kept:
+    """Rows that a run has finished, in a file of its folder, where an interrupted run finds them again."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        path = run.folder / name
+        self.rows: list[Row] = read_json(path) if path.exists() else []
+
+    def has(self, **what: Any) -> bool:
+        """Whether there is a row with these entries."""
+        return any(what.items() <= row.items() for row in self.rows)
+
+    def add(self, *rows: Row) -> None:
+        self.rows += rows
+        if self.run.first:
+            self.run.write_json(self.name, self.rows)
 
 
 def _leave_group() -> None:

@@ -133,8 +133,7 @@ def main(
     if resume:
         return main(**harness.resumed(resume, options))
     run = Run("recipe", options, out, "cpu")
-    kept = run.folder / "trainings.json"
-    results: list[Row] = harness.read_json(kept) if kept.exists() else []
+    kept = harness.Kept(run, "trainings.json")
     with harness.stoppable(run):
         for each in range(seed, seed + seeds):
             for task, load in TASKS.items():
@@ -142,15 +141,14 @@ def main(
                 for way, (make, schedule) in WAYS[task].items():
                     for rate in RATES:
                         what: Row = {"task": task, "way": way, "rate": rate, "seed": each}
-                        if any(what.items() <= row.items() for row in results):
+                        if kept.has(**what):
                             continue
                         torch.manual_seed(each)
                         loss = fit(make(), data, rate, schedule, steps, batch, each)
-                        results.append(what | {"loss": loss})
-                        run.write_json(kept.name, results)
+                        kept.add(what | {"loss": loss})
                         run.say(f"{task}, {way}, rate {rate:g}, seed {each}: loss {loss:.3g}")
-    run.save(draw(results), "sweep.png")
-    run.finish(results, shown=summary(results))
+    run.save(draw(kept.rows), "sweep.png")
+    run.finish(kept.rows, shown=summary(kept.rows))
 
 
 # --- the report -----------------------------------------------------------------------------------------------------

@@ -420,15 +420,10 @@ def main(
         raise Mistake(f"{unknown[0]!r} is none of the methods {'; '.join(METHODS)}.")
     run = Run("speed", options, out, "cpu")
     devices = ["cpu", "cuda"] if accelerator == "auto" and torch.cuda.is_available() else ["cpu"]
-    store = run.folder / "measurements.json"
-    found: list[Row] = harness.read_json(store) if store.exists() else []
-
-    def done(**what: Any) -> bool:
-        return any(what.items() <= row.items() for row in found)
+    kept = harness.Kept(run, "measurements.json")
 
     def keep(rows: list[Row]) -> None:
-        found.extend(rows)
-        run.write_json("measurements.json", found)
+        kept.add(*rows)
         for row in rows:
             what = f"{row['device']:5}{row['method']:38}{row['direction']:9} n {row['n']:4} batch {row['batch']:4}"
             run.console.print(what, f"{1e3 * row['seconds']:10.3f} ms" if "seconds" in row else row["failure"])
@@ -437,7 +432,7 @@ def main(
     with harness.stoppable(run):
         for device in devices:
             for size in sizes or [10, 50, 100, 500]:
-                if not done(figure=1, device=device, n=size):
+                if not kept.has(figure=1, device=device, n=size):
                     torch.manual_seed(seed)
                     keep(layers(size, layer_batch, getattr(torch, dtype), device, trials, seconds))
         for device in devices:
@@ -448,9 +443,9 @@ def main(
                 for name in only or METHODS:
                     if name in absent or device not in METHODS[name][1]:
                         continue
-                    if not done(figure=2, device=device, method=name, batch=batch):
+                    if not kept.has(figure=2, device=device, method=name, batch=batch):
                         keep([method(name, tensors, answer, trials, seconds)])
-    first, second = ([row for row in found if row["figure"] == figure] for figure in (1, 2))
+    first, second = ([row for row in kept.rows if row["figure"] == figure] for figure in (1, 2))
     run.save(draw_layers(first), "layers.png")
     run.save(draw_batches(second), "batches.png")
     for row in second:
@@ -458,7 +453,7 @@ def main(
             absent[row["method"]] = row["failure"]
     run.console.print(harness.table(layers_table(first)))
     gpu = torch.cuda.get_device_name() if "cuda" in devices else None
-    run.finish(found, batches_table(second), absent=absent, dtype=dtype, gpu=gpu)
+    run.finish(kept.rows, batches_table(second), absent=absent, dtype=dtype, gpu=gpu)
 
 
 def paper(folder: Path, full: bool) -> None:

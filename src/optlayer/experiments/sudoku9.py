@@ -419,21 +419,18 @@ def main(
         boards, hard_boards = load(train, test, hard, seed, givens, run.folder)
     some = tuple(part[:100] for part in boards.test)
     watched = Data(train=boards.train, test=some)  # type: ignore[arg-type]
-    kept = run.folder / "judged.json"
-    results: list[Row] = harness.read_json(kept) if kept.exists() else []
+    kept = harness.Kept(run, "judged.json")
 
     def judge(name: str, facts: str, model: nn.Module, each: int | None = None, which: str = "held out") -> None:
         """A row of results; those of an interrupted run are taken as they are."""
         key: Row = {"model": name, "told": facts, "seed": each, "puzzles": which}
-        if not any(key.items() <= row.items() for row in results):
+        if not kept.has(**key):
             figures = harness.evaluate(
                 run.fabric, model, boards.test if which == "held out" else hard_boards, measures, 50
             )
             counted = model.A if isinstance(model, Whole) else None
-            results.append(key | figures | {"equations": None if counted is None else len(counted)})
-            if run.first:
-                run.write_json(kept.name, results)
-                run.say(f"{name}, {which}: {100 * figures['board_error']:.1f} % of the boards are wrong")
+            kept.add(key | figures | {"equations": None if counted is None else len(counted)})
+            run.say(f"{name}, {which}: {100 * figures['board_error']:.1f} % of the boards are wrong")
 
     jobs, drawn = [], None
     with harness.bar(run) as progress:
@@ -476,7 +473,7 @@ def main(
                     judge(name, facts, rules, each, "few givens")
                     drawn = before, (0.5 * layer.log_w.detach()).exp()[:, None] * layer.B.detach()
     run.save(draw(harness.rows(jobs), drawn), "learned.png")
-    run.finish(results, shown=summary(results))
+    run.finish(kept.rows, shown=summary(kept.rows))
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
