@@ -247,17 +247,16 @@ class Free(nn.Module):
         self.layer = OptNetLayer(729, equalities=rows, Q=penalty, soft=weight, lb=0.0, dtype=torch.float64)
         assert self.layer.w0 is not None
         nn.init.constant_(self.layer.w0, math.log(1 / 9))
-        self.penalty = penalty
 
     def forward(self, puzzle: Tensor) -> Tensor:
         return self.layer(-puzzle.flatten(1).double()).reshape(puzzle.shape)
 
     @torch.no_grad()
-    def rules(self, penalty: float, least: float | None = None) -> Whole:
-        """What was found, as a layer with hard equations: directions stiffer than `least`, by default ε."""
+    def rules(self, penalty: float) -> Whole:
+        """What was found, as a layer with hard equations: directions stiffer than the first lesson's ε, which is 1."""
         assert self.layer.A is not None
         assert self.layer.log_w is not None
-        A = directions((0.5 * self.layer.log_w).exp()[:, None] * self.layer.A, least or self.penalty)
+        A = directions((0.5 * self.layer.log_w).exp()[:, None] * self.layer.A, 1.0)
         return Whole(A, A @ self.layer.z0, penalty)
 
 
@@ -462,7 +461,7 @@ def main(
                     job = Job(f"{name}, first lesson", each, first, optimizer, measures, lesson, 500, harness.warm)
                     harness.train(run, job, solved, progress)
                     jobs.append(job)
-                    judge(job.name, facts, layer.rules(penalty, 1.0), each)
+                    judge(job.name, facts, layer.rules(penalty), each)
                 optimizer = torch.optim.Adam(layer.parameters(), lr=its_rate)
                 job = Job(name, each, layer, optimizer, measures, its_epochs, batch, harness.warm, per_epoch=per_epoch)
                 harness.train(run, job, watched, progress)
