@@ -514,7 +514,8 @@ def report(folder: Path) -> str:
         one = harness.read_json(folder / "free" / "config.json")["options"]
         free = f"""
 The layer told nothing has a run of its own: {one["lesson"]} epochs of the first lesson, 500 boards a step, Adam at
-{one["lesson_rate"]}; then {one["free_epochs"]} epochs of the QP at {one["free_rate"]}.
+{one["lesson_rate"]}; then {one["free_epochs"]} epochs of the QP at {one["free_rate"]}. The lesson finds how many rules
+there are, and nearly what they are. To go on as a QP for so short a time, with small batches, blurs them again.
 
 ![Errors of the layer told nothing](img/experiments/sudoku9-free-learned.png)
 """
