@@ -12,6 +12,7 @@
 #include "memory.h"
 #include "pool.h"
 #include "rescue.h"
+#include "sparse.h"
 
 namespace optlayer {
 
@@ -421,6 +422,7 @@ class Call {
         }
         if (!valid(k)) return reject(k);
         if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX);
+        if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return;
         if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
             dispatch(spare, k, Arena(), Arena(work), Task::SOLVE, nullptr);
             if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) return;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace optlayer {
@@ -42,6 +43,7 @@ class Scratch {
         }
         return data_;
     }
+    void swap(Scratch& other) { std::swap(data_, other.data_), std::swap(size_, other.size_); }
 
   private:
     void* data_ = nullptr;
@@ -55,6 +57,17 @@ inline Scratch& prepared() {
     static thread_local Scratch s;
     return s;
 }
+// While it lives, a call within a call has memory of its own.
+class OwnScratch {
+  public:
+    OwnScratch() { exchange(); }
+    OwnScratch(const OwnScratch&) = delete;
+    ~OwnScratch() { exchange(); }
+
+  private:
+    void exchange() { scratch().swap(scratch_), prepared().swap(prepared_); }
+    Scratch scratch_, prepared_;
+};
 
 // Blocks for kept factors and large gradients. A training loop frees one and asks for the next of the same size: the
 // last ones are kept, because fresh pages cost more than the arithmetic that fills them.

@@ -17,9 +17,10 @@ class Pool {
   public:
     // body(worker) runs once on each of `workers` threads, the caller among them.
     static void run(int workers, const std::function<void(int)>& body) {
+        if (workers <= 1) return body(0);
         Pool& pool = instance();
         std::unique_lock<std::mutex> busy(pool.entry_, std::try_to_lock);
-        if (workers <= 1 || !busy.owns_lock()) return body(0);
+        if (!busy.owns_lock()) return body(0);
         pool.grow(workers - 1);
         {
             std::lock_guard<std::mutex> hold(pool.mutex_);

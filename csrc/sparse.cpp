@@ -275,6 +275,52 @@ int sparse_solve(const SparsePlan& plan, Args& g) { return SparseCall(plan, g).r
 
 namespace {
 
+// The entries of a dense matrix, row by row; where `symmetric`, also those whose mirror image is one.
+struct DenseEntries {
+    std::vector<int64_t> first{0}, col;
+    std::vector<double> value;
+
+    DenseEntries(const double* M, int rows, int columns, bool symmetric) {
+        for (int i = 0; M && i < rows; ++i) {
+            for (int j = 0; j < columns; ++j) {
+                const double x = M[size_t(i) * columns + j];
+                if (x != 0 || (symmetric && M[size_t(j) * columns + i] != 0)) col.push_back(j), value.push_back(x);
+            }
+            first.push_back(int64_t(col.size()));
+        }
+    }
+};
+
+}  // namespace
+
+bool solve_by_pattern(const Args& g, int64_t k) {
+    const OwnScratch own;
+    Args one = g;
+    one.batch = one.lanes = one.threads = 1, one.keep = 0, one.factor = {nullptr, 0};
+    for (Tensor Args::*x : {&Args::Q, &Args::q, &Args::G, &Args::h, &Args::A, &Args::b, &Args::lb, &Args::ub, &Args::h_lower, &Args::z,
+                            &Args::s, &Args::lam, &Args::nu, &Args::lam_lb, &Args::lam_ub, &Args::lam_lower, &Args::primal_residual,
+                            &Args::dual_residual, &Args::gap})
+        if ((one.*x).data) one.*x = {View<double>(g.*x).of(k), 0};
+    for (Tensor Args::*x : {&Args::status, &Args::iterations}) one.*x = {View<int32_t>(g.*x).of(k), 0};
+    const auto dense = [](const Tensor& x) { return static_cast<const double*>(x.data); };
+    DenseEntries Q(g.diagonal ? nullptr : dense(one.Q), g.n, g.n, true), G(dense(one.G), g.p, g.n, false), A(dense(one.A), g.m, g.n, false);
+    const SparseShape shape{g.n, g.m, g.p, g.diagonal ? nullptr : Q.first.data(), Q.col.data(), g.p ? G.first.data() : nullptr,
+                            G.col.data(), g.m ? A.first.data() : nullptr, A.col.data()};
+    if (!g.diagonal) one.Q.data = Q.value.data();
+    one.G.data = G.value.data(), one.A.data = A.value.data();
+    const size_t all = (g.diagonal ? 0 : size_t(g.n) * g.n) + size_t(g.p + g.m) * g.n;
+    if (4 * (Q.col.size() + G.col.size() + A.col.size()) > all) return false;  // (its factor would be dense)
+    const std::unique_ptr<SparsePlan> plan(sparse_plan(shape));
+    int32_t& status = *View<int32_t>(one.status).of(0);
+    const int32_t before = status;
+    sparse_solve(*plan, one);
+    if (status == SOLVED || status == PRIMAL_INFEASIBLE || status == DUAL_INFEASIBLE) return true;
+    status = before;
+    return false;
+}
+
+namespace {
+
 // −Σ left_r right_c over two pairs, at the entries (r, c) of a matrix: its gradient (eq. 8), a member's or their sum.
 struct Entries {
     const int *row, *col;

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.hard import KINDS
 from torch import Tensor
 
 import optlayer
@@ -164,3 +165,21 @@ def test_sparse_and_dense_say_the_same() -> None:
     t = steps()
     given = {name: Sparse.from_dense(x) if name in "QGA" else x for name, x in t.items()}
     assert torch.equal(solve(**t).z, solve(**given).z)
+
+
+def test_large_members_of_their_own_matrices() -> None:
+    """What the dense methods give up, the core tries with the pattern of that member."""
+    t = steps(120)
+    differ = t | {name: t[name].expand(3, -1, -1).clone() for name in "QGA"}
+    assert not routed(differ)
+    assert (solve(**differ).z - solve(**t).z).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_diverging_multipliers_excuse_nothing(seed: int) -> None:
+    """A contradiction by 1e-7: whatever is said of it, it is not solved to 1e-9."""
+    case = KINDS["transport_float32"](np.random.default_rng([100, seed]), 100)
+    t = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in case.data.items()}
+    given = {name: Sparse.from_dense(x) if name in "QA" else x for name, x in t.items()}
+    for data in (t, given):
+        assert int(solve(**data, check=False).status) != int(Status.SOLVED)

@@ -1,5 +1,5 @@
 // Every tuned number of the kernels, for each precision, with its reason. What moves one is named in brackets:
-// [bench] benchmarks/run.py, [fuzz] tests/fuzz.py, [hard] tests/test_cliffs.py, [maros] benchmarks/maros.py.
+// [bench] benchmarks/run.py, [fuzz] tests/fuzz.py, [hard] tests/test_cliffs.py, [maros] benchmarks/maros.py, [families] benchmarks/families.py.
 #pragma once
 #include "pack.h"
 #ifndef __CUDACC_RTC__
@@ -7,6 +7,9 @@
 #endif
 
 namespace optlayer {
+
+// Variables and rows from which the sparse engine tries what the first rung leaves, before rungs of cubic cost. [families]
+constexpr int by_pattern_from = 100;
 
 template <class T> struct Tuning;
 

@@ -197,7 +197,8 @@ struct Verdict {
                 const V q = a.curvature(j);
                 if constexpr (D::has_units) {
                     const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
-                    scale[j] = larger(larger(abs(out.z[j]), top * a.unit(j)), select(q > V(0), terms / q, V(0)));
+                    const V kept = smaller(terms, V(T(cancelled)) * size[j]);  // (diverging multipliers excuse nothing)
+                    scale[j] = larger(larger(abs(out.z[j]), top * a.unit(j)), select(q > V(0), kept / q, V(0)));
                     force = larger(force, terms * a.unit(j));
                 } else {
                     scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
