@@ -371,14 +371,9 @@ def report(folder: Path) -> str:
     big = ""
     if (folder / "conv512" / "config.json").exists():
         one = harness.read_json(folder / "conv512" / "config.json")["options"]
-        last = harness.read_json(folder / "conv512" / "results.json").get("stopped")
-        stopped = (
-            f" Reported are the figures after {last} of them, those of training as they were while it learned."
-            if last else ""
-        )  # fmt: skip
         big = f"""
 The paper's network, {one["conv_depth"]} layers of {one["conv_filters"]} filters, has a run of its own, beside one more
-layer: {one["conv_epochs"]} epochs with Adam at {one["conv_rate"]:g}.{stopped}
+layer: {one["conv_epochs"]} epochs with Adam at {one["conv_rate"]:g}.
 
 ![Loss and errors of the layer and of the paper's network](img/experiments/sudoku-conv512-curves.png)
 """
