@@ -485,6 +485,7 @@ struct Active {
             keep_bounds(judge.t, x, out, known);
             return judge.judge();
         };
+        if (!mixed) judge.beyond = X(S(tolerance));
         X error = judged(), before = X(S(1e30));
         for (int round = 0; round < (mixed ? 6 : 2); ++round) {
             auto again = known & !(error <= exact);  // each lane for itself
@@ -502,6 +503,7 @@ struct Active {
             t.each(R, [&](int i) { out.y[i] = select(again, out.y[i] + X(y[i]), out.y[i]); });
             error = judged();
         }
+        judge.beyond = X(Tuning<S>::infinity);
         slacks(x, out);
         out.solved = select(known & (error <= X(S(tolerance))), select(error <= exact, X(1), X(S(0.5))), X(0));
         if (mixed) count[0][2] = 1;

@@ -70,6 +70,9 @@ struct Verdict {
     }
 
     static constexpr double cancelled = 10;
+    static constexpr double suspect = 1e-6;  // relative: from here on what rounding may hide is looked at in full
+    V force = V(0);
+    V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
     V noise;                 // of a sum, relative to its terms
     V most_noise = V(T(Tuning<T>::most_noise));  // relative to the objective, or to the largest side
 
@@ -107,9 +110,13 @@ struct Verdict {
         V worst = V(0);
         if (!pairs) worst = out.gap / larger(abs(zQz) + abs(qz) + abs(bnu) + abs(hlam), V(T(1e-30)));
 
-        V found = entries(false);
-        if (any(found > V(T(Tuning<T>::fine)))) found = entries(true);
-        worst = larger(worst, found);
+        const V fine = V(T(Tuning<T>::fine));
+        V of_forces = forces(false), of_rows = rows(false);
+        const bool near = any(of_forces > fine), beside = any(of_rows > fine);
+        if (near || beside) measure();
+        if (near || (beside && D::has_units)) of_forces = forces(true);
+        if (beside) of_rows = rows(true);
+        worst = larger(worst, larger(of_forces, of_rows));
         const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
         return select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30)));
     }
@@ -185,60 +192,88 @@ struct Verdict {
     static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
 
   private:
-    // Relative residuals of all entries of stationarity and all rows; `closely`: by all terms and what rounding can do, else by
-    // what is left of the terms, which is quicker and never too kind.
-    OPTLAYER_CALL V entries(bool closely) {
+    // How large rounding may see each variable; `force`: where variables have units, the largest terms of stationarity in
+    // them, beside which rounding is seen.
+    OPTLAYER_CALL void measure() {
         const int n = a.n;
-        V hidden = V(0), level = V(0);
-        V force = V(0);  // where variables have units: the largest terms of stationarity in them, beside which rounding is seen
-        if (closely) {
-            const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
-            t.each(n, [&](int j) {
-                const V q = a.curvature(j);
-                if constexpr (D::has_units) {
-                    const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
-                    const V kept = smaller(terms, V(T(cancelled)) * size[j]);  // (diverging multipliers excuse nothing)
-                    scale[j] = larger(larger(abs(out.z[j]), top * a.unit(j)), select(q > V(0), kept / q, V(0)));
-                    force = larger(force, terms * a.unit(j));
-                } else {
-                    scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
-                }
-            });
-            if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
+        const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
+        force = V(0);
+        t.each(n, [&](int j) {
+            const V q = a.curvature(j);
+            if constexpr (D::has_units) {
+                const V terms = terms_of(j);
+                const V kept = smaller(terms, V(T(cancelled)) * size[j]);  // (diverging multipliers excuse nothing)
+                scale[j] = larger(larger(abs(out.z[j]), top * a.unit(j)), select(q > V(0), kept / q, V(0)));
+                force = larger(force, terms * a.unit(j));
+            } else {
+                scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
+            }
+        });
+        if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
+    }
+    // The largest relative residual of stationarity; `closely`: by all terms and what rounding can do, else by what is left of
+    // the terms, which is quicker and never too kind.
+    OPTLAYER_CALL V forces(bool closely) {
+        const int n = a.n;
+        if (!closely) {
+            V worst = t.max(n, V(0), [&](int j) { return share(abs(gd[j]), size[j]); });
+            t.largest(worst);
+            return worst;
         }
+        const auto unsettled = [&](int j) { return any(abs(gd[j]) > V(T(Tuning<T>::fine)) * size[j]); };
+        const auto unit = [&](int j) {
+            const V q = a.curvature(j);
+            return select(q > V(0), V(1) / sqrt(q), V(1));
+        };
+        V hidden = V(0), level = V(0), excused = V(0);
         V worst = t.max(n, V(0), [&](int j) {
-            if (!closely) return share(abs(gd[j]), size[j]);
-            const V q = a.curvature(j), unit = select(q > V(0), V(1) / sqrt(q), V(1));
-            level = larger(level, unit * size[j]);
-            if (!D::has_units && !any(abs(gd[j]) > V(T(Tuning<T>::fine)) * size[j])) return share(abs(gd[j]), size[j]);
-            const V terms = a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu);
-            hidden = larger(hidden, unit * terms);
+            level = larger(level, unit(j) * size[j]);
+            if constexpr (!D::has_units) {
+                if (!unsettled(j)) return share(abs(gd[j]), size[j]);
+                const V wanted = abs(gd[j]) / noise;
+                if (a.stationarity_reaches(j, out.z, out.y, out.nu, wanted)) {  // no more than rounding
+                    excused = larger(excused, unit(j) * wanted);
+                    return V(0);
+                }
+            }
+            const V terms = terms_of(j);
+            hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) rounded = rounded + force / a.unit(j);
             return share(abs(gd[j]), size[j], terms, rounded);
         });
-        t.largest(hidden), t.largest(level);
-        auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether
+        t.largest(excused), t.largest(level);
+        if (any(noise * excused > V(T(suspect)) * level))
+            t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
+        t.largest(worst), t.largest(hidden);
+        const auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether
+        return select(lost, larger(worst, V(1)), worst);
+    }
+    // The same of the rows, and of slacks beside their multipliers.
+    OPTLAYER_CALL V rows(bool closely) {
         V reach = V(0);  // the largest terms of a row that rounding may have excused
-        worst = t.max(a.m, worst, [&](int i) {
+        V worst = t.max(a.m, V(0), [&](int i) {
             const V side = abs(a.b[i]);
             return of_row(closely, reach, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, [&](const V* z) { return a.A_size(i, z); },
                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); });
         });
         x.each(t, [&](int k, int i, V sg) {
+            if (all(worst > beyond)) return;
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
             V off = of_row(closely, reach, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
                            [&](const V* z) { return a.row_size(i, z); },
                            [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); });
             const auto idle = pressed & (over < V(0)) & (off > V(T(Tuning<T>::fine)));
-            if (any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
+            if (closely && any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
             worst = larger(worst, off);
         });
         t.largest(worst), t.largest(reach);
-        if (any(noise * reach > V(T(1e-6)) * limits())) lost = lost | rows_lost();
-        return select(lost, larger(worst, V(1)), worst);
+        const V sides = limits();
+        if (!closely || !any((sides > V(0)) & (noise * reach > V(T(suspect)) * sides))) return worst;
+        return select(rows_lost(), larger(worst, V(1)), worst);
     }
+    V terms_of(int j) const { return a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu); }
     // Whether rounding the terms of a row may hide more than `most_noise` of the largest side, in units of the rows.
     OPTLAYER_CALL auto rows_lost() {
         V hidden = V(0), level = V(0);

@@ -104,8 +104,22 @@ struct Data {
         return bounds ? sum + abs(y[p + j]) : sum;
     }
     // Whether the same reaches `wanted` in all lanes; it mostly does within a few entries.
-    bool row_reaches(int i, const V* z, V wanted) const { return i < p ? reaches(G + size_t(i) * n, z, wanted) : all(abs(z[i - p]) >= wanted); }
-    bool A_reaches(int i, const V* z, V wanted) const { return reaches(A + size_t(i) * n, z, wanted); }
+    bool row_reaches(int i, const V* z, V wanted) const {
+        V sum = i < p ? V(0) : abs(z[i - p]);
+        return i < p ? reaches(G + size_t(i) * n, 1, n, z, sum, wanted) : all(sum >= wanted);
+    }
+    bool A_reaches(int i, const V* z, V wanted) const {
+        V sum = V(0);
+        return reaches(A + size_t(i) * n, 1, n, z, sum, wanted);
+    }
+    // Whether |q_j| + (|Q||z| + |C'||y| + |A'||nu|)_j does.
+    bool stationarity_reaches(int j, const V* z, const V* y, const V* nu, V wanted) const {
+        V sum = abs(q[j]) + (bounds ? abs(y[p + j]) : V(0)) + abs(curvature(j) * z[j]);
+        if (all(sum >= wanted)) return true;
+        if (!diagonal) sum = sum - abs(curvature(j) * z[j]);
+        return reaches(A + j, n, m, nu, sum, wanted) || reaches(G + j, n, p, y, sum, wanted) ||
+               (!diagonal && reaches(Q + size_t(j) * n, 1, n, z, sum, wanted));
+    }
     V A_size(int i, const V* z) const { return sizes(A + size_t(i) * n, 1, n, z); }
     V At_size(int j, const V* nu) const { return sizes(A + j, n, m, nu); }
     static constexpr bool has_units = false;  // whether the variables' own units are known (sparse.h)
@@ -122,12 +136,10 @@ struct Data {
     V A_largest(int i) const { return largest(A + size_t(i) * n); }
 
   private:
-    bool reaches(const U* row, const V* z, V wanted) const {
-        V sum = V(0);
-        for (int j = 0; j < n; j += 64) {
-            sum = sum + sizes(row + j, 1, n - j < 64 ? n - j : 64, z + j);
-            if (all(sum >= wanted)) return true;
-        }
+    static bool reaches(const U* x, int step, int count, const V* y, V& sum, V wanted) {
+        constexpr int few = 32;
+        for (int i = 0; i < count && !all(sum >= wanted); i += few)
+            sum = sum + sizes(x + size_t(i) * step, step, count - i < few ? count - i : few, y + i);
         return all(sum >= wanted);
     }
     static V sizes(const U* x, int step, int count, const V* y) {
