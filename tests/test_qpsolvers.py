@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +168,61 @@ def test_linear_program_at_a_vertex() -> None:
     assert torch.allclose(solution.lam.sum(), torch.tensor(2.0, dtype=torch.float64), atol=1e-8)
     (gradient,) = torch.autograd.grad(solution.z.sum(), q)
     assert gradient.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_variables_without_freedom(solver: str) -> None:
+    """lb = ub, where the multiplier may be of either side, and rows that say the same again."""
+    tensors = random_tensors(5)
+    tensors["lb"][:3] = tensors["ub"][:3] = torch.tensor([0.1, -0.2, 0.05])
+    tensors["A"], tensors["b"] = tensors["A"][:1], tensors["b"][:1]
+    tensors["A"] = torch.cat([tensors["A"], 2 * tensors["A"]])
+    tensors["b"] = torch.cat([tensors["b"], 2 * tensors["b"]])
+    mine, exact = (optlayer.solve(**tensors, backend=backend) for backend in (f"qpsolvers:{solver}", "reference"))
+    assert torch.allclose(mine.z, exact.z, atol=1e-9)
+    assert torch.equal(mine.z[:, :3], tensors["lb"][:3].expand(3, -1))
+    assert torch.allclose(mine.lam_ub - mine.lam_lb, exact.lam_ub - exact.lam_lb, atol=1e-7)
+
+
+def test_derivatives_are_those_of_our_own_backend() -> None:
+    """Of second order, forward, and smoothed."""
+    tensors = random_tensors(6)
+
+    def z(q: Tensor, backend: str = FIRST, **settings: Any) -> Tensor:
+        return optlayer.solve(**{**tensors, "q": q}, backend=backend, settings=Settings(**settings)).z
+
+    q = tensors["q"].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(z, (q,))
+    given = (tensors["q"],), (torch.ones_like(tensors["q"]),)
+    forward = [torch.func.jvp(lambda q, name=name: z(q, name), *given)[1] for name in (FIRST, "reference")]
+    assert torch.allclose(*forward, atol=1e-8)
+    smoothed = [
+        torch.autograd.grad(z(q, name, gradient="smoothed").square().sum(), q)[0] for name in (FIRST, "reference")
+    ]
+    assert torch.allclose(*smoothed, atol=1e-7)
+
+
+def test_what_the_solver_leaves_is_done_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = random_tensors(7)
+    exact = optlayer.solve(**tensors)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise package.exceptions.SolverError
+
+    monkeypatch.setattr(package, "solve_problem", refuse)
+    assert torch.equal(optlayer.solve(**tensors, backend=FIRST).z, exact.z)
+
+
+def test_wrong_claims_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of other problems: the active sets are put right, or the members solved here."""
+    tensors = random_tensors(8)
+    exact, solve = optlayer.solve(**tensors), package.solve_problem
+
+    def lie(problem: Any, *args: Any, **options: Any) -> Any:
+        return solve(package.Problem(problem.P, problem.q[::-1].copy(), *problem.unpack()[2:]), *args, **options)
+
+    monkeypatch.setattr(package, "solve_problem", lie)
+    assert torch.allclose(optlayer.solve(**tensors, backend=FIRST).z, exact.z, atol=1e-10)
 
 
 # --- sparse ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import optlayer
-from optlayer import Diagonal, Settings, Sparse, Status, solve
+from optlayer import Diagonal, Settings, Sparse, Status, kkt, solve
 from optlayer.backends import sparse as backend
 
 sp = pytest.importorskip("scipy.sparse")
@@ -78,7 +78,7 @@ def compare(
     """Solutions and gradients of a sparse problem are those of the dense one by the reference."""
     loss = loss or (lambda s: (s.z * torch.linspace(-1, 2, s.z.shape[-1], dtype=s.z.dtype)).sum())
     mine, theirs = with_gradients(t), with_gradients(dense)
-    found, wanted = solve(**mine, **options), solve(**theirs, backend="reference", **options)
+    found, wanted = solve(**mine, **options), solve(**theirs, **(options | {"backend": "reference"}))
     assert (found.z - wanted.z).abs().max() < tolerance
     assert (found.status == 0).all()
     grads = torch.autograd.grad(loss(found), list(tensors(mine).values()))
@@ -305,12 +305,28 @@ def test_compiled() -> None:
     assert torch.allclose(compiled, eager, atol=1e-9)
 
 
-def test_backend_of_another_solver() -> None:
+@pytest.mark.parametrize("same", [True, False])
+def test_backend_of_another_solver(same: bool) -> None:
     pytest.importorskip("qpsolvers")
-    dense = problem(13)
-    t = sparsely(dense)
-    for options in ({"backend": "qpsolvers:piqp"}, {"backend": "reference"}):
-        assert (solve(**t, **options).z - solve(**t).z).abs().max() < 1e-6
+    dense = problem(13, same=same)
+    compare(sparsely(dense), dense, backend="qpsolvers:piqp")
+    assert (solve(**sparsely(dense), backend="reference").z - solve(**dense).z).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_judge_says_the_same_of_a_sparse_problem(same: bool) -> None:
+    """Of points that are no solutions too, and without ever making a matrix dense."""
+    dense = problem(14, same=same)
+    t, rng = sparsely(dense), torch.Generator().manual_seed(1)
+    found = solve(**dense)
+    given, full = solve(**t).problem, found.problem
+    for size in (0.0, 1e-9, 1e-3, 1.0):
+        point = [
+            x + size * torch.randn(x.shape, generator=rng, dtype=x.dtype)
+            for x in (found.z, found.lam, found.nu, found.lam_lb, found.lam_ub)
+        ]
+        for mine, theirs in zip(kkt.residuals(given, *point), kkt.residuals(full, *point), strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-12)
 
 
 # --- the type --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from optlayer import matrices
 from optlayer.matrices import Diagonal, Matrix, magnitude
 from optlayer.problem import Problem
+from optlayer.sparse import Sparse, at
 
 mul_Q, mul, mul_t = matrices.symmetric_times, matrices.times, matrices.times_t
 
@@ -84,7 +85,7 @@ def residuals(
     Q, q, size = problem.Q, problem.q, z.abs()
     noise = 1e-6 if single else torch.finfo(z.dtype).eps * (8 + z.shape[-1])
     Qz, sizes = mul_Q(Q, z), magnitude(Q)
-    diagonal = mul_Q(Q, torch.ones_like(z)) if problem.structure.diagonal else _diagonal(Q, z)
+    diagonal = matrices.diagonal(Q).expand_as(z)
     left, full, forces = Qz.abs() + q.abs(), mul_Q(sizes, size) + q.abs(), torch.zeros_like(z)
     rows: list[tuple[Any, Tensor, Tensor, bool, float]] = []  # matrix (None: bounds), side, multiplier, equality, sign
     for M, side, y, equality in ((problem.G, problem.h, lam, False), (problem.A, problem.b, nu, True)):
@@ -113,24 +114,26 @@ def residuals(
     lost = noise * largest(unit * full) > most * largest(unit * left)
     reach, level = primal, primal  # the largest terms of a row, and the largest side, in units of the rows
     for M, side, y, equality, sign in rows:
-        there = finite(side).abs().expand_as(y)
-        value = sign * z if M is None else mul(M, z)
-        around = [size, scale] if M is None else [mul(magnitude(M), x) for x in (size, scale)]
-        over = torch.where(side.isinf(), -torch.inf, value - side)
-        pressed = y.abs() > 0 if equality else y > 0
-        off = torch.where(pressed | equality, over.abs(), over.clamp(min=0))
-        found = share(off, value.abs() + there, around[0] + there, around[1])
-        entries = torch.ones_like(z[:, :1]) if M is None else _entries(M)
-        weight = _weight(entries, y, left, M is None)
-        found = torch.where(pressed & (over < 0) & ~torch.tensor(equality), torch.minimum(found, weight), found)
-        worst.append(largest(found))
-        if not equality:
-            worst.append(largest(torch.where(wrong(y, side) != 0, weight, 0.0)))
-        primal = torch.maximum(primal, (over.abs() if equality else over.clamp(min=0)).amax(-1))
-        gap = gap + (finite(side) * y).sum(-1)
-        top = torch.ones_like(there) if M is None else entries.amax(-1).expand_as(there)
-        there, around[0] = (torch.where(side.isinf() | (top == 0), 0.0, x / top) for x in (there, around[0]))
-        reach, level = torch.maximum(reach, largest(around[0])), torch.maximum(level, largest(there))
+        absent, side = side.isinf(), finite(side)
+        there = side.abs().expand_as(y)
+        if M is None:
+            value, around, top = sign * z, [size, scale], torch.ones_like(z[:, :1])
+        else:
+            value, around, top = mul(M, z), [mul(magnitude(M), x) for x in (size, scale)], matrices.row_sizes(M)
+        over = value - side
+        terms = value.abs() + there, around[0] + there, around[1]
+        if equality:
+            broken = over.abs()
+            worst.append(share(broken, *terms).amax(-1))
+        else:
+            over = torch.where(absent, -torch.inf, over)
+            broken, pressed, weight = over.clamp(min=0), y > 0, torch.where(y == 0, 0.0, y.abs() * _weights(M, left))
+            found = share(torch.where(pressed, over.abs(), broken), *terms)
+            found = torch.where(pressed & (over < 0), torch.minimum(found, weight), found)
+            worst += [found.amax(-1), torch.where((y < 0) | absent, weight, 0.0).amax(-1)]
+        primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
+        unit = torch.where(absent | (top == 0), 0.0, 1 / top)
+        reach, level = (torch.maximum(x, (unit * y).amax(-1)) for x, y in ((reach, around[0]), (level, there)))
     lost = lost | ((level > 0) & (noise * reach > most * level))
     worst.append(torch.where(lost, 1.0, 0.0).to(z))
     relative = torch.stack(worst).amax(0)
@@ -139,24 +142,18 @@ def residuals(
     return Residuals(*(x.float() for x in judged)) if narrow else judged
 
 
-def _diagonal(Q: Any, z: Tensor) -> Tensor:
-    """The diagonal of Q, (B, n)."""
-    dense = Q if isinstance(Q, Tensor) else Q.dense()
-    return dense.diagonal(dim1=-2, dim2=-1).expand_as(z)
+def _weights(M: Matrix | None, left: Tensor) -> Tensor:
+    """The largest part of any entry of stationarity that a unit of each multiplier makes up, (B, rows)."""
+    if M is None:
+        return 1 / left
+    if isinstance(M, Sparse):
+        return M.with_values(_over(M.values, at(left, M.pattern.places(left)[1]))).row_sizes()
+    return _over(matrices.dense(M).abs(), left.unsqueeze(-2)).amax(-1)
 
 
-def _entries(M: Any) -> Tensor:
-    """|M| as a full tensor."""
-    return (M if isinstance(M, Tensor) else M.dense()).abs()
-
-
-def _weight(entries: Tensor, y: Tensor, left: Tensor, bounds: bool) -> Tensor:
-    """How much of any entry of stationarity each multiplier makes up, (B, rows)."""
-    if bounds:
-        return torch.where(y == 0, 0.0, y.abs() / left)
-    beside = entries / left.unsqueeze(-2)
-    beside = torch.where(entries.expand_as(beside) == 0, 0.0, beside)
-    return torch.where(y == 0, 0.0, beside.amax(-1) * y.abs())
+def _over(entries: Tensor, terms: Tensor) -> Tensor:
+    """entries / terms, where 0/0 is 0."""
+    return torch.where(entries == 0, 0.0, entries / terms)
 
 
 # --- certificates: proofs that there is no solution -----------------------------------------------------------------

@@ -125,6 +125,13 @@ def dense(M: Matrix) -> Tensor:
     return M if isinstance(M, Tensor) else M.dense()
 
 
+def diagonal(M: Matrix) -> Tensor:
+    """The diagonal of a square matrix, (…, n)."""
+    if isinstance(M, Sparse):
+        return M.diagonal()
+    return M.diagonal(dim1=-2, dim2=-1) if isinstance(M, Tensor) else M.d
+
+
 def row_sizes(M: Matrix) -> Tensor:
     """The largest entry of each row, by magnitude, (…, r)."""
     if isinstance(M, Sparse):

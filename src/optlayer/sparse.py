@@ -177,12 +177,12 @@ class Sparse:
     def times(self, x: Tensor) -> Tensor:
         """The matrix times x (B, c)."""
         rows, columns = self.pattern.places(x)
-        return _sums(self.values * x[..., columns], rows, self.pattern.size[0])
+        return _sums(self.values * at(x, columns), rows, self.pattern.size[0])
 
     def times_t(self, y: Tensor) -> Tensor:
         """The transpose times y (B, r)."""
         rows, columns = self.pattern.places(y)
-        return _sums(self.values * y[..., rows], columns, self.pattern.size[1])
+        return _sums(self.values * at(y, rows), columns, self.pattern.size[1])
 
     def magnitude(self) -> Sparse:
         """|M|, entry by entry."""
@@ -195,6 +195,11 @@ class Sparse:
             both = torch.cat([first, first[1:] + first[-1]]), self.pattern.columns.repeat(2)
             self.pattern.twice = Pattern(*both, (2 * rows, columns))
         return Sparse.of(self.pattern.twice, torch.cat([self.values, -self.values], -1))
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, (…, r); 0 where no entry is stored."""
+        rows, columns = self.pattern.places(self.values)
+        return _sums(torch.where(rows == columns, self.values, 0.0), rows, self.pattern.size[0])
 
     def row_sizes(self) -> Tensor:
         """The largest entry of each row, by magnitude, (…, r); 0 where it has none."""
@@ -230,10 +235,15 @@ def outer_products(pattern: Pattern, shared: bool, *pairs: tuple[Tensor, Tensor]
     rows, columns = pattern.places(pairs[0][0])
     total: Tensor | None = None
     for left, right in pairs:
-        term = left[..., rows] * right[..., columns]
+        term = at(left, rows) * at(right, columns)
         total = term if total is None else total + term
     assert total is not None
     return -(total.sum(0) if shared else total)
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """x[..., places], in half of the time."""
+    return x.gather(-1, places.expand(*x.shape[:-1], -1))
 
 
 def _sums(terms: Tensor, where: Tensor, size: int) -> Tensor:

@@ -464,37 +464,6 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
     return status, status == 0
 
 
-def judge(problem: Problem, z: Tensor, lam: Tensor, nu: Tensor, lam_lb: Tensor, lam_ub: Tensor) -> Point:
-    """The Point of another solver's answer, polished on its active set (the sides with a multiplier).
-
-    Its statuses are SOLVED for what is exact but for rounding, those that the data alone decide, or NUMERICAL_ERROR.
-    """
-    standard = _standard(problem)
-    status, sound = _vet(problem, standard)
-    multipliers = (_wide(x, like).clamp(min=0) for x, like in (
-        (lam, standard.h), (lam_lb, standard.q), (lam_ub, standard.q)))
-    rows, lower, upper = (torch.where(x.isfinite(), x, 0.0) for x in multipliers)
-    z, nu = (torch.where(x.isfinite(), x, 0.0) for x in (_wide(z, standard.q), _wide(nu, standard.b)))
-    slack = torch.where(rows > 0, 0.0, (standard.h - kkt.mul(standard.G, z)).clamp(min=0))
-    answer = _Answer(z, torch.where(slack >= 0, slack, 0.0), rows, nu, lower, upper)
-    members = sound.nonzero().flatten()
-    if len(members):
-        work, given = standard.select(members), _Answer(*(x[members] for x in answer))
-        scaled = _equilibrate(work)
-        exact = scaled.answer(work, _polish(scaled, scaled.iterate(work, given)))
-        better = _judge(work, exact).relative <= _judge(work, given).relative
-        for whole, part in zip(answer, _pick(better, exact, given), strict=True):
-            whole[members] = part
-    answer = _rounded(answer, problem.dtype)
-    judged = _judge(standard, answer, problem.dtype == torch.float32)
-    good = judged.relative <= (1e-12 if problem.dtype == torch.float64 else 1e-5)
-    status = torch.where((status == 0) & ~good, int(Status.NUMERICAL_ERROR), status).to(torch.int32)
-    columns = (problem.n, *problem.widths)
-    z, s, lam, nu, lam_lb, lam_ub = (x[:, :k].to(problem.dtype) for x, k in zip(answer, columns, strict=True))
-    primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
-    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap)
-
-
 def _convex(Q: Tensor, threshold: float) -> Tensor:
     """Whether Q, its rows scaled to similar size, has no eigenvalue below −threshold ‖Q‖."""
     size = Q.abs().amax(-1)
