@@ -193,7 +193,7 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
     } else {
         Normal<Solo<V>, V, U> system(group.t, a, p.method == DIAGONAL);
         system.place(kept, work);
-        if (!measure && adjoint) {  // a unit for the weights of active rows; of a linear program any will do
+        if (!measure && (adjoint || g.given)) {  // a unit for the weights of active rows; of a linear program any will do
             system.kappa = system.curvature();
             system.kappa = select(system.kappa > V(0), system.kappa, V(1));
         }
@@ -315,7 +315,8 @@ class Call {
     void point_to(int* list) { plan.kept = list, plan.lower_row = list + g.p, plan.upper_row = plan.lower_row + g.n; }
 
     void choose(Method wanted, bool definite) {
-        if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
+        if (g.given) plan.method = NORMAL;  // (of any rank, and one factor is enough)
+        else if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
         else plan.method = definite && g.polish && !relaxed() ? ACTIVE : cheapest_elimination(plan, definite);
         if (!twice && plan.method != ACTIVE) plan.method = AUTO, plan.shared = false;
         // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
@@ -422,6 +423,7 @@ class Call {
         }
         if (!valid(k)) return reject(k);
         if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX);
+        if (g.given) return;
         if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return;
         if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
             dispatch(spare, k, Arena(), Arena(work), Task::SOLVE, nullptr);

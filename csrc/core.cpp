@@ -31,7 +31,7 @@ OPTLAYER_API int64_t optlayer_args_size() { return sizeof(optlayer::Args); }
 // Offsets of the first and the last number, of both reals, and of each tensor.
 OPTLAYER_API void optlayer_args_layout(int64_t* out) {
     using optlayer::Args;
-    *out++ = offsetof(Args, n), *out++ = offsetof(Args, reserved), *out++ = offsetof(Args, tolerance), *out++ = offsetof(Args, smoothing);
+    *out++ = offsetof(Args, n), *out++ = offsetof(Args, given), *out++ = offsetof(Args, tolerance), *out++ = offsetof(Args, smoothing);
     for (size_t at = offsetof(Args, Q); at <= offsetof(Args, factor); at += sizeof(optlayer::Tensor)) *out++ = int64_t(at);
 }
 OPTLAYER_API int optlayer_lanes(int single) { return single ? optlayer::native_width<float> : optlayer::native_width<double>; }

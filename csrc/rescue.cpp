@@ -935,6 +935,7 @@ bool is_convex(const Args& g, int64_t k) {
             for (int j = 0; j < n; ++j) top = std::max(top, std::abs(K[size_t(i) * n + j]));
             d[i] = power_of_two(top);
         }
+        if (std::all_of(d.begin(), d.end(), [](double x) { return x == 1; })) break;
         for (int i = 0; i < n; ++i)
             for (int j = 0; j < n; ++j) K[size_t(i) * n + j] *= d[i] * d[j];
     }

@@ -214,7 +214,7 @@ class SparseCall {
             if constexpr (std::is_same<U, T>::value) a.point_to(own ? values : shared_values);
             else a.point_to(values);
             if (task == Task::SOLVE) group.load_vectors(), group.load_sides();
-            if (task == Task::REBUILD) {
+            if (task == Task::REBUILD || g.given) {
                 system.regularise();
                 system.kappa = system.curvature();
                 system.kappa = select(system.kappa > V(T(0)), system.kappa, V(T(1)));
@@ -254,7 +254,7 @@ class SparseCall {
             status = INVALID_INPUT;
             return;
         }
-        if (p.lanes == 1 || status == NOT_CONVEX) return;  // (one alone has looked for proofs)
+        if (p.lanes == 1 || status == NOT_CONVEX || g.given) return;  // (one alone has looked for proofs)
         Arena keep(room);
         dispatch(1, k, keep, Arena(room + keep_bytes), Task::SOLVE);
         if (status == ROUGH) status = SOLVED;

@@ -37,6 +37,7 @@ LEVELS = (
 )
 LAZY = {
     ("backends.base", "backends.reference"),  # the defaults of the contract are the reference's
+    ("backends.base", "backends.cpu"),  # who judges the answers of other solvers
     ("optlayer", "nn"),
     ("optlayer", "compat"),
 }

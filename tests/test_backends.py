@@ -16,8 +16,8 @@ from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, Ca
 from torch import Tensor
 
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
-from optlayer.backends import reference
-from optlayer.backends.base import Adjoint
+from optlayer.backends import cpu, reference
+from optlayer.backends.base import Adjoint, Answer
 from optlayer.point import FIELDS, Point
 from optlayer.problem import Problem, check
 
@@ -509,6 +509,62 @@ def test_any_backend_differentiates_a_point_of_the_reference(backend: str, famil
     if case.z is not None and family not in ("weakly_active", "no_interior", "zero_rows"):
         scale_ = 1 + theirs.z.abs().amax(-1, keepdim=True)
         assert ((mine.z - theirs.z).abs() / scale_).max() < 1e-6
+
+
+# --- answers of other solvers ----------------------------------------------------------------------------------------
+
+JUDGES = pytest.mark.parametrize("judge", [cpu, reference], ids=["cpu", "reference"])
+
+
+def near(point: Point, size: float) -> Answer:
+    """A solver's answer, each number wrong by about `size` of the largest."""
+    parts = [x.double() for x in (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub)]
+    rng = generate(9)
+    noise = [torch.randn(x.shape, generator=rng, dtype=x.dtype) for x in parts]
+    return Answer(*(x + size * kkt.largest(x).unsqueeze(-1) * e for x, e in zip(parts, noise, strict=True)))
+
+
+@JUDGES
+@DTYPES
+# (scaled ones: the noise is in one unit)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"scaled_variables", "scaled_rows"}))
+def test_answers_are_polished(judge: Any, family: str, dtype: torch.dtype) -> None:
+    case, tolerance = FAMILIES[family](generate(0), dtype), TOLERANCE[dtype]
+    problem = check(**case.data)
+    found = judge.judge(problem, DEFAULT, near(reference.solve(problem, DEFAULT, False), 1e-7), tolerance)
+    assert (found.status == 0).all()
+    verify(case.data, found, tolerance)
+
+
+@JUDGES
+def test_answers_that_are_not_to_be_polished_stay(judge: Any) -> None:
+    problem = check(**FAMILIES["dense"](generate(0), torch.float64).data)
+    given = near(reference.solve(problem, DEFAULT, False), 1e-7)
+    for tolerance, status in ((1e-4, Status.SOLVED), (1e-10, Status.NUMERICAL_ERROR)):
+        found = judge.judge(problem, Settings(polish=False), given, tolerance)
+        assert (found.status == int(status)).all()
+        assert torch.allclose(found.z, given.z, atol=1e-5)
+        assert not torch.allclose(found.z, reference.solve(problem, DEFAULT, False).z, rtol=0, atol=1e-9)
+
+
+@JUDGES
+def test_no_answer_and_the_answer_to_what_has_none(judge: Any) -> None:
+    data = FAMILIES["dense"](generate(0), torch.float64).data
+    nothing = Answer.empty(check(**data))
+    q, Q = data["q"].clone(), data["Q"].expand(len(data["q"]), -1, -1).clone()
+    q[0, 0], Q[1] = torch.nan, -Q[1]
+    found = judge.judge(check(**(data | {"q": q, "Q": Q})), DEFAULT, nothing, 1e-9)
+    assert found.status.tolist() == [Status.INVALID_INPUT, Status.NOT_CONVEX, Status.NUMERICAL_ERROR]
+
+
+@JUDGES
+def test_an_active_set_that_is_wrong_is_corrected(judge: Any) -> None:
+    data = FAMILIES["bounds_only"](generate(0), torch.float64).data
+    problem = check(**data)
+    exact = reference.solve(problem, DEFAULT, False)
+    given = near(exact, 0.0)._replace(lam_lb=torch.zeros_like(exact.lam_lb), lam_ub=torch.zeros_like(exact.lam_ub))
+    found = judge.judge(problem, DEFAULT, given, 1e-9)
+    assert torch.allclose(found.z, exact.z, atol=1e-10)
 
 
 # --- the relaxed problem --------------------------------------------------------------------------------------------

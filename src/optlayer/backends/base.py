@@ -13,15 +13,14 @@ A backend gets a checked `Problem` with at most one batch dimension and returns 
 - **certifies** what has no solution: multipliers that prove it (`kkt.farkas_value` −1) for PRIMAL_INFEASIBLE, a ray in
   z (qᵀz = −1) for DUAL_INFEASIBLE. The rest is MAX_ITERATIONS or NUMERICAL_ERROR, with finite numbers.
 
-`answers.report` does all of this for a backend that has nothing but the answers of a solver. A backend never touches
-autograd.
+`report` does all of this for a backend that has nothing but the answers of a solver. A backend never touches autograd.
 
 A module with the names of `Backend` is a backend too; a class inherits what it does not define.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +28,8 @@ from torch import Tensor
 
 from optlayer import matrices
 from optlayer.core.settings import Settings
+from optlayer.core.status import Status
+from optlayer.core.structure import NAMES
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -154,3 +155,67 @@ class Stacked(Backend):
         rest = torch.cat([point.s, below, lam, point.nu, point.lam_lb, point.lam_ub], -1)
         widths = problem.stacked().widths
         return Point(point.shaped, rest, point.counts, point.residuals, widths, point.factor, point.unsolved)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a solver says about all members, each (B, columns); absent parts have none. NaN where it has no answer."""
+
+    z: Tensor
+    lam: Tensor
+    nu: Tensor
+    lam_lb: Tensor
+    lam_ub: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem) -> Answer:
+        """NaN everywhere, float64, to be filled."""
+        size, (p, _, m, lower, upper) = problem.structure.members, problem.widths
+        return cls(*(torch.full((size, k), torch.nan, dtype=torch.float64) for k in (problem.n, p, m, lower, upper)))
+
+
+def members(problem: Problem) -> Iterator[tuple[Tensor | None, ...]]:
+    """Q, q, G, h, A, b, lb, ub of each member: float64, every matrix full, no batch dimension."""
+    structure = problem.structure
+    full: list[Tensor | None] = []
+    for name, x in zip(NAMES, (getattr(problem, name) for name in NAMES), strict=True):
+        full.append(None if x is None else (matrices.dense(x) if name in "QGA" else x).detach().double().resolve_neg())
+    for i in range(structure.members):
+        yield tuple(
+            x if x is None or x.dim() == (2 if name in "QGA" else 1) else x[i]
+            for name, x in zip(NAMES[:8], full, strict=False)
+        )
+
+
+def ours(problem: Problem) -> Any:
+    """The backend of this package that judges, differentiates and does what another one leaves."""
+    from optlayer.backends import cpu, reference  # they import this module
+
+    return reference if cpu.unavailable() or cpu.refuses(problem) else cpu
+
+
+def report(
+    problem: Problem, settings: Settings, answer: Answer, iterations: Tensor | None = None,
+    tolerance: float | None = None,
+) -> Point:  # fmt: skip
+    """The Point of a solver's answers: vetted, polished, rounded, judged; what is no solution then is left to our own
+    backend, which finds one or a proof that there is none.
+
+    Args:
+        problem, settings: what was asked.
+        answer: for every member, valid or not; members without solution may hold anything.
+        iterations: (B,), if the solver counts.
+        tolerance: of the relative residual; None: that of the settings, or what our own solutions have.
+    """
+    own = ours(problem)
+    tolerance = tolerance or settings.tolerance or (1e-5 if problem.dtype is torch.float32 else 1e-9)
+    point = own.judge(problem, settings, answer, tolerance)
+    if iterations is not None:
+        point.counts[:, 1] = iterations
+    left = (point.status == int(Status.NUMERICAL_ERROR)) | (point.status == int(Status.PRIMAL_INFEASIBLE))
+    rest = left.nonzero().flatten()
+    if len(rest):
+        point.take(rest, own.solve(problem.select(rest), settings, False))
+    return point

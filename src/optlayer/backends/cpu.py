@@ -14,8 +14,8 @@ from torch import Tensor
 
 from optlayer.backends import args, zeros
 from optlayer.backends import sparse as by_pattern
-from optlayer.backends.base import Adjoint, Backend
-from optlayer.core.native import VARIANTS, Core, Plan
+from optlayer.backends.base import Adjoint, Answer, Backend
+from optlayer.core.native import INTERRUPTED, VARIANTS, Core, Plan
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
 from optlayer.core.structure import NAMES, Structure
@@ -123,6 +123,13 @@ def _alike(problem: Problem, settings: Settings, point: Point) -> Problem | None
     return zeros.found(_loaded(), problem, settings)
 
 
+def judge(problem: Problem, settings: Settings, answer: Answer, tolerance: float) -> Point:
+    """The Point of another solver's answers: polished on their active sets (interior.h, `improve`), rounded, judged."""
+    core = _loaded()
+    alike = None if problem.sparse else zeros.found(core, problem, settings)
+    return by_pattern.judge(core, problem if alike is None else alike, settings, answer, tolerance)
+
+
 def relaxing() -> Backend:
     """The backend of the relaxed problem: this one."""
     return cast(Backend, sys.modules[__name__])
@@ -162,13 +169,10 @@ def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bo
 _FACTOR = args.SLOTS["factor"]
 
 
-_INTERRUPTED = -2
-
-
 def _run(function: Callable[..., int], problem: Problem, *args: array[int]) -> int:
     """What a function of the core returns. After Ctrl-C, Python's own handler runs between two calls, and raises."""
     addresses = [x.buffer_info()[0] for x in args]
-    while (left := function(*addresses)) == _INTERRUPTED:
+    while (left := function(*addresses)) == INTERRUPTED:
         pass
     if left < 0:
         raise MemoryError(

@@ -1,8 +1,8 @@
 """Backend `qpsolvers:NAME`: another solver's forward pass with our derivative on top, member by member.
 
 The package qpsolvers (pip install optlayer[qpsolvers]) speaks to Clarabel, DAQP, Gurobi, HiGHS, OSQP, PIQP, ProxQP and
-others. What they return is polished and then judged (`answers.report`), whatever they claim; the derivative is that of
-our own backends. Q, G and A may be sparse: they are brought into the solver's form once for what is shared.
+others. What they return is polished and then judged (`base.report`), whatever they claim; the derivative is that of our
+own backends. Q, G and A may be sparse: they are brought into the solver's form once for what is shared.
 
 Tolerance: these solvers stop at about 1e-6, so that is the default tolerance of this backend; polishing mostly ends
 below 1e-12.
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from optlayer import matrices
-from optlayer.backends.answers import Answer, ours, report, sound
-from optlayer.backends.base import Adjoint, Backend
+from optlayer.backends.base import Adjoint, Answer, Backend, ours, report
 from optlayer.core.settings import Settings
+from optlayer.core.status import Status
 from optlayer.core.structure import DENSE
 from optlayer.matrices import Matrix
 from optlayer.point import Point
@@ -106,19 +106,19 @@ class Engine(Backend):
 
     def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         """Solve every member; the derivative factors anew, so that nothing is kept."""
-        fit, answer = sound(problem), Answer.empty(problem)
+        answer = Answer.empty(problem)
         tolerance = settings.tolerance or max(TOLERANCE, 1e-5 if problem.dtype == torch.float32 else 0.0)
         ask = self._asking(min(tolerance, TOLERANCE))
         rows = [x.numpy() for x in answer]
         members = _Members(problem, self.solver in _package().sparse_solvers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about conversions, and about what we judge ourselves
-            for i in fit.nonzero().flatten().tolist():
+            for i in _open(problem).nonzero().flatten().tolist():
                 data, on = members.member(i)
                 found = ask(data)
                 if found is not None and found.x is not None:
                     _fill([x[i] for x in rows], found, on)
-        return report(problem, settings, answer, fit=fit, tolerance=tolerance, polish=settings.polish)
+        return report(problem, settings, answer, tolerance=tolerance)
 
     def _asking(self, accuracy: float) -> Callable[[Sequence[Any]], Any]:
         """What the solver returns for P, q, G, h, A, b, lb, ub; None where it gives up."""
@@ -152,6 +152,18 @@ def _package() -> Any:
         import qpsolvers
 
     return qpsolvers
+
+
+def _open(problem: Problem) -> Tensor:
+    """The members that a solver may see, bool (B,): their data do not decide alone, their bounds do not cross."""
+    nothing = ours(problem).judge(problem, _UNPOLISHED, Answer.empty(problem), TOLERANCE)
+    found: Tensor = nothing.status == int(Status.NUMERICAL_ERROR)
+    if problem.lb is not None and problem.ub is not None:
+        found = found & (problem.lb <= problem.ub).all(-1)
+    return found
+
+
+_UNPOLISHED = Settings(polish=False)
 
 
 class _Members:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from optlayer import kkt
-from optlayer.backends.base import Adjoint, Backend
+from optlayer.backends.base import Adjoint, Answer, Backend
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
 from optlayer.core.structure import Structure
@@ -462,6 +462,43 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
     status = torch.where(curved.expand_as(valid), status, int(Status.NOT_CONVEX))
     status = torch.where(valid, status, int(Status.INVALID_INPUT)).to(torch.int32)
     return status, status == 0
+
+
+def judge(problem: Problem, settings: Settings, answer: Answer, tolerance: float) -> Point:
+    """The Point of another solver's answers, polished on their active sets, rounded, judged. Active are the sides whose
+    multiplier is larger than their slack, each relative to the largest.
+
+    Its statuses are SOLVED within the tolerance, those that the data alone decide, or NUMERICAL_ERROR.
+    """
+    z, lam, nu, lam_lb, lam_ub = answer
+    standard = _standard(problem)
+    status, sound = _vet(problem, standard)
+    there = z.isfinite().all(-1)
+    wide = ((z, standard.q), (nu, standard.b), (lam, standard.h), (lam_lb, standard.q), (lam_ub, standard.q))
+    z, nu, *multipliers = (torch.where(y.isfinite(), y, 0.0) for y in (_wide(x, like) for x, like in wide))
+    slacks = (standard.h - kkt.mul(standard.G, z), z - standard.lb, standard.ub - z)
+    far, force = _most(z).unsqueeze(-1), _most(nu, *multipliers).unsqueeze(-1)
+    rows, lower, upper = (
+        torch.where(y * far > slack * force, y.clamp(min=0), 0.0) for y, slack in zip(multipliers, slacks, strict=True)
+    )
+    slack = torch.where(rows > 0, 0.0, slacks[0].clamp(min=0))
+    found = _Answer(z, torch.where(slack >= 0, slack, 0.0), rows, nu, lower, upper)
+    members = (sound & there).nonzero().flatten()
+    if settings.polish and len(members):
+        work, given = standard.select(members), _Answer(*(x[members] for x in found))
+        scaled = _equilibrate(work)
+        exact = scaled.answer(work, _polish(scaled, scaled.iterate(work, given)))
+        better = _judge(work, exact).relative <= _judge(work, given).relative
+        for whole, part in zip(found, _pick(better, exact, given), strict=True):
+            whole[members] = part
+    found = _rounded(found, problem.dtype)
+    judged = _judge(standard, found, problem.dtype == torch.float32)
+    good = there & (judged.relative <= tolerance)
+    status = torch.where((status == 0) & ~good, int(Status.NUMERICAL_ERROR), status).to(torch.int32)
+    columns = (problem.n, *problem.widths)
+    z, s, lam, nu, lam_lb, lam_ub = (x[:, :k].to(problem.dtype) for x, k in zip(found, columns, strict=True))
+    primal, dual, gap = (x.to(problem.dtype) for x in judged[:3])
+    return Point.of(z, s, lam, nu, lam_lb, lam_ub, status, torch.zeros_like(status), primal, dual, gap)
 
 
 def _convex(Q: Tensor, threshold: float) -> Tensor:

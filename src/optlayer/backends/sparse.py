@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from optlayer.backends import args
-from optlayer.backends.base import Adjoint
-from optlayer.core.native import ADJOINT, Core
+from optlayer.backends.base import Adjoint, Answer
+from optlayer.core.native import ADJOINT, INTERRUPTED, Core
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
 from optlayer.core.structure import PARTS, Kind, Patterned, Structure
@@ -84,23 +84,27 @@ def plan_of(core: Core, structure: Structure) -> Plan:
 
 
 class _Call:
-    """Args of a problem in float64, by name, and the plan."""
+    """Args of a problem in float64, by name, and the plan of its pattern, if it has one."""
 
     def __init__(self, core: Core, problem: Problem, settings: Settings, keep_factor: bool, smoothed: bool) -> None:
         structure = problem.structure
-        self.core, self.plan, self.batch = core, plan_of(core, structure), structure.members
+        self.core, self.structure, self.batch = core, structure, structure.members
         self.keep: list[Tensor] = []
         single = structure.dtype is torch.float32
         self.problem = problem if not single else _in(problem, torch.float64)
         self.numbers = {
             "n": structure.n, "m": structure.m, "p": structure.p, "batch": self.batch, "single": 2 * single,
-            "lanes": LANES, "threads": torch.get_num_threads(), "max_iterations": settings.max_iterations,
-            "polish": int(settings.polish), "keep": int(keep_factor),
+            "diagonal": structure.diagonal, "lanes": LANES, "threads": torch.get_num_threads(),
+            "max_iterations": settings.max_iterations, "polish": int(settings.polish), "keep": int(keep_factor),
         }  # fmt: skip
         self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
         self.smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
         self.places: dict[str, tuple[int, int]] = {}
         self.add(_DATA, args.place_data(self.keep, self.problem))
+
+    @property
+    def plan(self) -> Plan:
+        return plan_of(self.core, self.structure)
 
     def add(self, names: Sequence[str], places: Sequence[int]) -> None:
         for i, name in enumerate(names[: len(places) // 2]):
@@ -156,6 +160,28 @@ def found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_fac
         point.unsolved = _or_memory_error(core.sparse_solve(call.plan.handle, packed), call)
         if keep_factor:
             factor = (adopt(core, *args.factor(packed)),)
+    return _returned(point, problem, factor)
+
+
+def judge(core: Core, problem: Problem, settings: Settings, answer: Answer, tolerance: float) -> Point:
+    """As `cpu.judge`, for a dense problem too."""
+    call = _Call(core, problem, settings, False, False)
+    call.numbers["given"], call.tolerance = 1, tolerance
+    point = args.empty_point(call.problem, call.batch)
+    for mine, theirs in zip((point.z, point.lam, point.nu, point.lam_lb, point.lam_ub), answer, strict=True):
+        mine.copy_(theirs)
+    if call.batch:
+        call.add_point(point)
+        packed = call.pack()
+        run = functools.partial(core.sparse_solve, call.plan.handle) if problem.sparse else core.solve
+        while (left := run(packed)) == INTERRUPTED:
+            pass
+        _or_memory_error(left, call)
+    return _returned(point, problem, ())
+
+
+def _returned(point: Point, problem: Problem, factor: tuple[Tensor, ...]) -> Point:
+    """The point of a call as its receiver will have it."""
     point = _point_in(point, problem.dtype)
     return Point(
         point.z.reshape(*problem.structure.shape, problem.n), point.rest, point.counts, point.residuals, point.widths,
@@ -166,8 +192,8 @@ def found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_fac
 def _or_memory_error(left: int, call: _Call) -> int:
     if left < 0:
         raise MemoryError(
-            f"the compiled core ran out of memory on a sparse batch of {call.batch}, "
-            f"{call.plan.entries} entries in the factor of each"
+            f"the compiled core ran out of memory on a batch of {call.batch} with "
+            f"n={call.structure.n}, m={call.structure.m}, p={call.structure.p}"
         )
     return left
 
@@ -232,5 +258,3 @@ def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
     if len(members):
         point.take(members, reference.solve(problem.select(members), settings, False))
         point.unsolved = len(point.status.nonzero())
-
-

@@ -19,7 +19,7 @@ from optlayer.core.structure import NAMES, PARTS, Structure
 
 NUMBERS = (
     "n", "m", "p", "batch", "single", "diagonal", "method", "lanes", "threads", "max_iterations", "polish", "keep",
-    "closest", "reserved",
+    "closest", "given",
 )  # int32 each, then `tolerance` and `smoothing` as doubles
 TENSORS = (
     "Q", "q", "G", "h", "A", "b", "lb", "ub", "h_lower",
@@ -30,6 +30,8 @@ TENSORS = (
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
 ADJOINT = ("v_z", "v_lam", "v_nu", "v_lb", "v_ub")
+INTERRUPTED = -2
+"""What a function of the core returns after Ctrl-C: call it again."""
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
 _FORMAT = struct.Struct(f"={len(NUMBERS)}i2d{2 * len(TENSORS)}q")

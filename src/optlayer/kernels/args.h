@@ -31,7 +31,7 @@ struct Args {
     int32_t polish;
     int32_t keep;            // keep the factorisation for the derivative
     int32_t closest;         // a member without feasible point gets the point of least violation
-    int32_t reserved;
+    int32_t given;           // the solution holds another solver's: it is judged, and polished on its active sides; no more (CPU only)
     double tolerance;
     double smoothing;        // 0: the solution; else the point of the central path where lam∘s is this (CPU only)
     Tensor Q, q, G, h, A, b, lb, ub, h_lower;

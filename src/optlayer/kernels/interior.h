@@ -13,7 +13,8 @@ struct Interior : Verdict<Tm, V, U, D> {
     using Base::t, Base::a, Base::x, Base::out, Base::gd, Base::gp, Base::dz, Base::row, Base::judge;
     System& system;
     V* dnu;
-    Point<V> best{};           // of the stages, where the elimination asks for it
+    Point<V> best{};           // of several points
+    bool several = System::attempts > 1;
     V least = V(T(1e30));
 
     Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
@@ -22,7 +23,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     void place(Arena& w) {
         Base::place(w);
         dnu = w.take<V>(a.m);
-        if constexpr (System::attempts > 1) best.place(w, a.n, a.m, a.rows(), x.total());
+        if (several) best.place(w, a.n, a.m, a.rows(), x.total());
     }
 
     // Mehrotra's loop over the lanes that are live, until lam∘s = aim (0: as small as the tolerance says); leaves s, lam and
@@ -273,6 +274,58 @@ struct Interior : Verdict<Tm, V, U, D> {
         x.each(t, [&](int k, int, V) { far = max(far, x.on[k] * abs(fma(out.s[k], out.lam[k], -aim))); });
         Base::wanted_gap = x.count * aim, Base::pairs = false;
         out.solved = select((judge() <= V(T(1e-9))) & (far <= V(T(1e-6)) * aim), V(1), V(0));
+    }
+
+    // Another solver's point, in z, nu and lam of `out`: polished on its active sides, again while that changes which they are;
+    // the best is kept.
+    void improve(T tolerance, bool with_polish) {
+        const V zero = V(0), exact = V(T(Tuning<T>::fine));
+        const auto all = zero <= zero;
+        activate();
+        V least = judge();
+        copy(all, out, best);
+        auto wanted = with_polish ? !(least <= exact) : zero > zero;
+        for (int round = 0; round < Tuning<T>::corrections && any(wanted); ++round) {
+            polish(wanted, Tuning<T>::polish_rounds);
+            const V now = judge();
+            const auto better = wanted & (now < least);
+            copy(better, out, best);
+            least = select(better, now, least);
+            correct(wanted);
+            V changed = zero;
+            x.each(t, [&](int k, int, V) { changed = max(changed, abs(x.active[k] - x.r[k])); });
+            wanted = wanted & !(now <= exact) & (changed > zero);
+        }
+        copy(all, best, out);
+        out.iterations = zero;
+        out.solved = select(judge() <= V(tolerance), V(1), zero);
+    }
+    // The sides of `out` that have a multiplier larger than their slack, or leave no room: it lies on them, and no other one
+    // has a multiplier.
+    void activate() {
+        a.rows_times(t, out.z, x.v);
+        const V none = V(T(Tuning<T>::infinity));
+        V far = larger(Base::limits(), t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); }));
+        t.each(a.m, [&](int i) { out.nu[i] = select(abs(out.nu[i]) >= V(0), out.nu[i], V(0)); });  // (NaN: there is none)
+        V force = t.max(a.m, V(0), [&](int i) { return abs(out.nu[i]); });
+        far = select(far > V(0), far, V(1));
+        t.each(a.rows(), [&](int i) { x.d[i] = V(1), x.D[i] = -none, x.e[i] = none, out.y[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) {
+            const V lam = x.on[k] * out.lam[k];
+            out.lam[k] = select(lam > V(0), lam, V(0));
+            force = max(force, out.lam[k]);
+            x.D[i] = select((x.on[k] > V(0)) & (sg < V(0)), -x.h[k], x.D[i]);
+            x.e[i] = select((x.on[k] > V(0)) & (sg > V(0)), x.h[k], x.e[i]);
+        });
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = x.h[k] - sg * x.v[i];
+            const auto active = (x.on[k] > V(0)) & ((out.lam[k] * far > slack * force) | (x.D[i] >= x.e[i]));
+            x.active[k] = select(active, V(1), V(0));
+            out.lam[k] = select(active, out.lam[k], V(0));
+            out.s[k] = select(active, V(0), max(slack, V(0)));
+            out.y[i] = fma(sg, out.lam[k], out.y[i]);
+        });
+        keep_bounds(t, x, out, V(0) <= V(0));
     }
 #endif
 

@@ -261,13 +261,20 @@ struct Group {
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
         Interior<Tm, V, U, System, D> ip(t, a, system, x, out);
-        ip.equilibrated = System::attempts > 1;
+        ip.equilibrated = System::attempts > 1, ip.several = System::attempts > 1 || g.given;
         ip.place(work);
         if (!work.base) return;
 #ifndef __CUDACC_RTC__
         if (g.smoothing > 0) {
             ip.relax(T(g.smoothing), g.max_iterations);
             out.solved = select(bad, V(0), out.solved);
+            return store_answer();
+        }
+        if (g.given) {
+            load_point();
+            ip.improve(T(g.tolerance), g.polish != 0);
+            out.solved = select(bad, V(0), out.solved);
+            if (g.single == 2) round_answer(ip, x, out);
             return store_answer();
         }
 #endif
@@ -381,6 +388,19 @@ struct Group {
             t.each(plan.sides(), [&](int k) { set_lane(vk[k], l, T(0)); });
         }
     }
+    // The multipliers of the sides, in the units of found bounds.
+    void load_multipliers(V* lam) const {
+        const View<const T> rows(g.lam), below(g.lam_lower), lower(g.lam_lb), upper(g.lam_ub);
+        const auto of = [](const View<const T>& x, int64_t mem, int i) { return x ? x.of(mem)[i] : T(0); };
+        fill_sides(
+            lam, [&](int64_t mem, int r, T c, bool under) { return of(under ? below : rows, mem, r) * c; },
+            [&](int64_t mem, int j, bool up) { return of(up ? upper : lower, mem, j); });
+    }
+    void load_point() {
+        load(out.z, g.z, plan.n);
+        if (plan.m) load(out.nu, g.nu, plan.m);
+        load_multipliers(out.lam);
+    }
     // The right-hand side of the sides, in the units of found bounds.
     void load_side_rhs(V* rk) const {
         const View<const T> rl(g.r_lam), rbelow(g.r_lower), rlo(g.r_lb), rup(g.r_ub);
@@ -446,12 +466,9 @@ struct Group {
         zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
         if (g.r_z.data) load(rz, g.r_z, n);
         if (g.r_nu.data && m) load(rnu, g.r_nu, m);
-        const View<const T> ps(g.s), pl(g.lam), pbelow(g.lam_lower), pz(g.z), plo(g.lam_lb), pup(g.lam_ub), lb(g.lb), ub(g.ub);
-        const View<const T> h_lower(g.h_lower);
+        const View<const T> ps(g.s), pz(g.z), lb(g.lb), ub(g.ub), h_lower(g.h_lower);
         load_side_rhs(rk);
-        fill_sides(
-            lam, [&](int64_t mem, int r, T c, bool below) { return below ? (pbelow ? pbelow.of(mem)[r] * c : T(0)) : pl.of(mem)[r] * c; },
-            [&](int64_t mem, int j, bool up) { return up ? (pup ? pup.of(mem)[j] : T(0)) : (plo ? plo.of(mem)[j] : T(0)); });
+        load_multipliers(lam);
         fill_sides(
             s, [&](int64_t mem, int r, T c, bool below) {
                 if (!below) return ps.of(mem)[r] / c;

@@ -30,6 +30,7 @@ template <> struct Tuning<double> {
     static constexpr double boundary = 0.995;
     static constexpr double stage[3] = {1e-6, 1e-10, 1e-14};
     static constexpr int polish_rounds = 3;
+    static constexpr int corrections = 8;            // of the active set of another solver's point
     static constexpr double path = 1e-12;            // without polish: the last point that still has its digits
     // Eliminations. `proximal`, `dual_proximal`: added to the diagonals of Q and of the complement, relative, and removed by
     // refinement; the latter also decides how near to least norm the multipliers of dependent rows are; `absent`: the inverse weight of a row that drops out;
