@@ -1,11 +1,18 @@
-"""A solver object for cvxpylayers: models of CVXPY's, solved and differentiated here.
+"""Models of CVXPY's, solved and differentiated here.
 
-    CvxpyLayer(problem, parameters=[…], variables=[…], solver=Solver())
+    CvxpyLayer(problem, parameters=[…], variables=[…])
+
+uses of cvxpylayers what turns a model into a cone program whose entries are affine in the parameters. From there on all
+are operations of torch and `optlayer.solve`: second derivatives, forward mode, vmap and several batch dimensions work,
+and every member has a status. `Solver` is for cvxpylayers' own layers, in torch, JAX and MLX.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,17 +21,20 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from optlayer.matrices import Matrix
+from optlayer.solution import Solution
 from optlayer.solve import Options, checked_options, solve
 from optlayer.sparse import Pattern, Sparse
 
 try:
     from cvxpylayers.interfaces.base import SolverInterface
+    from cvxpylayers.utils.parse_args import parse_args
+    from scipy import sparse as scipy_sparse
 except ImportError as reason:
     raise ImportError(
         "optlayer.compat.cvxpylayers needs cvxpylayers 1.2 or later: pip install 'cvxpylayers>=1.2'"
     ) from reason
 
-__all__ = ["Solver"]
+__all__ = ["CvxpyLayer", "Solver"]
 
 # From this share of entries in Q, G and A on, matrices are handed over dense. Measured on one core, batch 32, forward
 # and backward: dense is 1.1 to 2.3 times faster at shares above a half (a full P); sparse is 6 to 500 times faster
@@ -89,6 +99,132 @@ class Solver(SolverInterface):
         return (None, full[0], full[1]) if data[0] is None else (full[0], full[1], full[2])
 
 
+class CvxpyLayer(torch.nn.Module):
+    """A quadratic or linear program that is written as a model of CVXPY's, as a layer.
+
+    Args:
+        problem: the model, in the form that CVXPY calls DPP; its objective may have `quad_form(x, P)`, P a parameter.
+        parameters: of the model, in the order in which the layer is called with their values.
+        variables: of the model, or dual variables of its constraints: what the layer returns.
+        options: keywords of `optlayer.solve`: settings, backend, check. A call may override them.
+
+    Called with a tensor for each parameter, of its shape after any batch dimensions, which are broadcast, it returns a
+    tuple of the variables' values. What depends on parameters without batch dimension is shared by the members.
+
+    Raises:
+        ImportError: without cvxpylayers ≥ 1.2, when this module is imported.
+        ValueError: for a model that is not DPP, or has other cones; when called with other shapes.
+        SolveError: when called, if a member is not solved.
+
+    Source: Agrawal et al., Differentiable Convex Optimization Layers (NeurIPS 2019).
+    """
+
+    def __init__(
+        self, problem: Any, parameters: Sequence[Any], variables: Sequence[Any], **options: Unpack[Options]
+    ) -> None:
+        super().__init__()
+        self.options = checked_options(options)
+        self.shapes = [tuple(x.shape) for x in parameters]
+        context = parse_args(problem, list(variables), list(parameters), None, custom_solver=Solver())
+        self._arguments = _Form(context).maps(context, _columns(context, self.shapes))
+        self._returned = [_Returned.of(x) for x in context.var_recover]
+
+    def forward(self, *parameters: Tensor, **options: Unpack[Options]) -> tuple[Tensor, ...]:
+        """The values of the variables."""
+        return self.values(self.solve(*parameters, **options))
+
+    def solve(self, *parameters: Tensor, **options: Unpack[Options]) -> Solution:
+        """The solution of the quadratic program in which the model is solved, with a status for each member."""
+        if len(parameters) != len(self.shapes):
+            raise ValueError(f"the model has {len(self.shapes)} parameters; got {len(parameters)} tensors")
+        flat = []
+        for i, (x, shape) in enumerate(zip(parameters, self.shapes, strict=True)):
+            lead = x.shape[: x.dim() - len(shape)]
+            if x.dim() < len(shape) or x.shape != (*lead, *shape):
+                expected = ", ".join(map(str, ("…", *shape)))
+                raise ValueError(f"parameter {i} has shape {tuple(x.shape)}; expected ({expected})")
+            flat.append(x.reshape(*lead, math.prod(shape)))
+        arguments = [None if x is None else x(flat) for x in self._arguments]
+        return solve(*arguments, **Options(**{**self.options, **checked_options(options)}))  # type: ignore[arg-type]
+
+    def values(self, solution: Solution) -> tuple[Tensor, ...]:
+        """The values of the variables in a solution of `solve`."""
+        return tuple(x.value(solution) for x in self._returned)
+
+
+class _Returned(NamedTuple):
+    """Where a variable is: in z, or for duals in (nu, lam)."""
+
+    dual: bool
+    places: slice | Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, found: Any) -> _Returned:
+        """What cvxpylayers knows of it: column by column, and of symmetric ones the upper triangle row by row."""
+        at, shape = found.primal or found.dual, tuple(found.shape)
+        places = np.arange(at.start, at.stop)
+        if found.unpack_fn == "svec_primal":
+            full = np.zeros(shape, dtype=np.int64)
+            rows, columns = np.triu_indices(shape[0])
+            full[rows, columns] = full[columns, rows] = places
+        else:
+            full = places.reshape(shape, order="F")
+        in_order = np.array_equal(full.ravel(), places)
+        return cls(found.primal is None, at if in_order else torch.as_tensor(full.ravel()), shape)
+
+    def value(self, solution: Solution) -> Tensor:
+        """(…, *shape)."""
+        whole = torch.cat([solution.nu, solution.lam], -1) if self.dual else solution.z
+        at = self.places if isinstance(self.places, slice) else self.places.to(whole.device)
+        return whole[..., at].reshape((*whole.shape[:-1], *self.shape))
+
+
+def _columns(context: Any, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, Any]]:
+    """For each parameter its first column in cvxpylayers' maps, and the place of each column in its flat tensor."""
+    places = []
+    for shape, upper in zip(shapes, context.param_triu_indices, strict=True):
+        numbers = np.arange(math.prod(shape)).reshape(shape)
+        places.append(numbers.ravel(order="F") if upper is None else numbers[upper])
+    order = context.user_order_to_col_order
+    sizes = [0] * len(places)
+    for slot, x in zip(order, places, strict=True):
+        sizes[slot] = len(x)
+    first = [0, *itertools.accumulate(sizes)]
+    return [(first[slot], x) for slot, x in zip(order, places, strict=True)]
+
+
+class _Affine:
+    """An argument of `solve` as a function of the parameters: constant + Σ map · parameter.
+
+    Args:
+        entries: scipy's matrix from the parameters and 1, as cvxpylayers has it, to the entries of the argument.
+        columns: of the parameters in it.
+        form: the pattern of a sparse matrix, or a shape.
+    """
+
+    def __init__(self, entries: Any, columns: Sequence[tuple[int, Any]], form: Pattern | tuple[int, ...]) -> None:
+        self.form, self.terms = form, []
+        entries = entries.tocsc()
+        self.constant = torch.as_tensor(entries[:, [-1]].toarray().ravel())
+        for i, (first, places) in enumerate(columns):
+            given = entries[:, first : first + len(places)].tocoo()
+            given.eliminate_zeros()
+            if given.nnz:
+                size = (len(self.constant), int(places.max()) + 1)
+                moved = scipy_sparse.coo_array((given.data, (given.row, places[given.col])), size)
+                self.terms.append((i, Sparse.from_scipy(moved, torch.float64)))
+
+    def __call__(self, parameters: Sequence[Tensor]) -> Matrix | Tensor:
+        like = parameters[0] if parameters else self.constant
+        total = self.constant.to(like)
+        for i, entries in self.terms:
+            total = total + entries.with_values(entries.values.to(like)).times(parameters[i])
+        if isinstance(self.form, Pattern):
+            return Sparse.of(self.form, total)
+        return total.reshape(*total.shape[:-1], *self.form)
+
+
 class _Part(NamedTuple):
     """Rows of a matrix of the cone program: which entries it takes, and where they go."""
 
@@ -143,6 +279,38 @@ class _Form:
         with_A = (self.A.matrix(-A, self.sparse), b) if self.equalities else (None, None)
         with_G = (self.G.matrix(-A, self.sparse), h) if self.rows > self.equalities else (None, None)
         return Q, q[:, : self.n], *with_G, *with_A
+
+    def maps(self, context: Any, columns: Sequence[tuple[int, Any]]) -> list[_Affine | None]:
+        """The same arguments as functions of the parameters."""
+        n, A = self.n, context.reduced_A.reduced_mat.tocsr()
+        sides = _spread(A[self.sides.numpy()], self.side_rows.numpy(), self.rows)
+
+        def matrix(part: _Part, entries: Any) -> _Affine:
+            entries, pattern = entries[part.entries.numpy()], part.pattern
+            if self.sparse:
+                return _Affine(entries, columns, pattern)
+            places = (pattern.rows * pattern.size[1] + pattern.columns).numpy()
+            return _Affine(_spread(entries, places, math.prod(pattern.size)), columns, pattern.size)
+
+        def rows(part: _Part, chosen: slice) -> tuple[_Affine | None, _Affine | None]:
+            h = sides[chosen]
+            return (matrix(part, -A), _Affine(h, columns, (h.shape[0],))) if h.shape[0] else (None, None)
+
+        if self.Q is None:
+            zero = Pattern(torch.arange(n + 1), torch.arange(n), (n, n))
+            Q = matrix(_Part(torch.arange(n), zero, True), 0 * context.q.tocsr()[:n])
+        else:
+            made = Sparse.of(self.Q.pattern, self.Q.entries).symmetric()
+            Q = matrix(_Part(made.values, made.pattern, self.Q.shared), context.reduced_P.reduced_mat.tocsr())
+        first = self.equalities
+        q = _Affine(context.q.tocsr()[:n], columns, (n,))
+        return [Q, q, *rows(self.G, slice(first, None)), *rows(self.A, slice(first))]
+
+
+def _spread(entries: Any, places: Any, size: int) -> Any:
+    """Rows of a matrix at their places among so many; the others are zero."""
+    one = scipy_sparse.csr_array((np.ones(len(places)), (places, np.arange(len(places)))), (size, len(places)))
+    return (one @ entries).tocsr()
 
 
 def _places(indices: Any, starts: Any, reduced: Any) -> tuple[Any, Any, Any]:
