@@ -109,12 +109,15 @@ template <class V> class Attempt {
             out.y[i] = fma(sg, out.lam[k], out.y[i]);
         });
         keep_bounds(team, x, out, true);
-        return loop.judge();
+        const V error = loop.judge();
+        loop.measure();
+        return error;
     }
-    // Whether side k is an equality at the point that was judged.
+    // Whether side k is an equality at the point that was judged, but for the tolerance and rounding.
     bool holds(int k, double tolerance) {
-        const V value = x.v[model_.row_of(k)], side = x.h[k];
-        return abs(V(model_.sign(k)) * value - side) <= V(tolerance) * (loop.a.row_size(model_.row_of(k), out.z) + abs(side));
+        const int row = model_.row_of(k);
+        const V off = abs(V(model_.sign(k)) * x.v[row] - x.h[k]), terms = loop.a.row_size(row, out.z) + abs(x.h[k]);
+        return off <= V(tolerance) * terms + loop.noise * loop.a.row_size(row, loop.scale);
     }
     // Farkas' proof in y and nu, or a ray in z: both scaled, into `out`.
     bool proves(double tolerance, double most) { return loop.prove(true, out.y, out.nu, V(tolerance), V(most)); }
@@ -545,7 +548,8 @@ Model recession_of(const Model& model) {
     return r;
 }
 
-// Rows of float32 that are equal but for rounding differ by 6e-8: softened by so much, they are equal.
+// Rows of float32 that are equal but for rounding differ by 6e-8: softened by so much, they are equal; and a Q without full
+// rank has a curvature of that size, or none, where it should have none.
 // In a derivative, whose right-hand sides do not contradict each other by rounding, far less does that.
 constexpr double blurred = 1e-8, blurred_derivative = 1e-11;
 
@@ -569,18 +573,33 @@ struct Rung {
 
     // The answer in double, judged; with its bounds kept.
     double error(Answer& found) const {
+        if (std::any_of(found.lam.begin(), found.lam.end(), [](double x) { return x < 0; })) return inf;
         Attempt<double> judge(model, 0);
         double off = judge.judge(found);
         if (g.single == 2) {
             for (Numbers* x : {&found.z, &found.nu, &found.lam})
                 for (double& v : *x) v = double(float(v));
-            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = Tuning<float>::most_noise;
+            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = judge.loop.most_of_sides = Tuning<float>::most_noise;
             off = std::max(off, judge.judge(found));
         }
         bool idle = false;  // what is no equality has no multiplier
         for (int k = 0; k < model.sides(); ++k)
             if (found.lam[k] > 0 && !judge.holds(k, tolerance)) found.lam[k] = 0, idle = true;
-        return idle ? judge.judge(found) : off;
+        if (idle) off = judge.judge(found);
+        return objective_lost(found.z) ? std::max(off, tolerance) : off;
+    }
+    // Whether rounding hides all of the objective but a few digits: so far out along a direction that Q hardly feels.
+    bool objective_lost(const Numbers& z) const {
+        double curved = 0, linear = 0, terms = 0;
+        for (int i = 0; i < model.n; ++i) {
+            double sum = 0, size = 0;
+            for (int j = 0; j < model.n; ++j) {
+                const double term = model.Q[size_t(i) * model.n + j] * z[j];
+                sum += term, size += std::abs(term);
+            }
+            curved += z[i] * sum, linear += z[i] * model.q[i], terms += std::abs(z[i]) * size;
+        }
+        return Tuning<double>::noise(model.n) * terms > Tuning<double>::most_of_sides * (std::abs(curved) + std::abs(linear));
     }
 
     template <class V> int32_t climb(Answer& found) const {
@@ -588,7 +607,9 @@ struct Rung {
         int count = 0;
         double off = inf;
         if (g.single && std::is_same<V, double>::value) {
-            Attempt<V> rounded(model, blurred, blurred);
+            Model damped = model;
+            for (int j = 0; j < model.n; ++j) damped.Q[size_t(j) * model.n + j] += blurred;
+            Attempt<V> rounded(damped, blurred, blurred);
             rounded.solve(tolerance, iterations);
             found = rounded.answer();
             if (error(found) <= tolerance) return scaled.store(found, false), SOLVED;

@@ -262,7 +262,11 @@ def check_solved(d: Draw, k: int, z: np.ndarray, y: dict[str, np.ndarray]) -> fl
         step = np.maximum(step, allowed.max(0, initial=0))
     scale = np.maximum(size, np.where(curvature > 0, left / np.where(curvature > 0, curvature, 1), step))
     hidden = noise * (terms + np.abs(Q) @ scale)
-    worst = [share(Q @ z + q + force + pressing, left, terms, hidden).max()]
+    # A variable without an objective of its own, all of whose forces are rounding beside the largest in units of their
+    # curvature, is zero but for that.
+    unit = np.where(curvature > 0, 1 / np.sqrt(np.where(curvature > 0, curvature, 1)), 1)
+    nothing = (q == 0) & (curvature > 0) & (unit * terms <= noise * (unit * left).max())
+    worst = [np.where(nothing, 0, share(Q @ z + q + force + pressing, left, terms, hidden)).max()]
 
     def of_rows(off: np.ndarray, C: np.ndarray, side: np.ndarray) -> np.ndarray:
         terms = np.abs(C) @ size + np.abs(side)

@@ -78,6 +78,38 @@ def test_batches_of_each_kind_pass_the_oracle(seed: int) -> None:
     assert found.count("gave up") <= 1
 
 
+@pytest.mark.parametrize("seed", [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9002175, 7001674])
+def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
+    """Vertices at zero, rays that fall slowly, optimal faces without end, Q of float32 without full rank."""
+    draw = fuzz.draw(seed)
+    solution = solve(**draw.arguments(), backend="cpu", check=False)
+    assert {fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)} == {"right"}
+
+
+def test_a_vertex_at_zero() -> None:
+    """All entries of z are zero but for rounding, so rows through it are equalities that no relative measure sees."""
+    G = [[-2, -2, 1, -2], [2, 2, 2, 0], [2, 2, -1, 1], [-1, 0, 1, 2], [-1, -2, -2, 2], [2, 1, -1, 1], [-1, -2, 0, 1], [2, 2, 0, 0]]
+    solution = core({"Q": np.zeros((4, 4)), "q": [-8, -7, 2, -2], "G": G, "h": [0, 0, 0, 2, 0, 0, 2, 0]})
+    assert solution.status == Status.SOLVED
+    np.testing.assert_allclose(solution.z, 0, atol=1e-13)
+    cone = core({"Q": np.zeros((2, 2)), "q": [0, -4], "G": [[-1, 0], [-1, 0], [1, 2], [-1, 0]], "h": [0, 0, 0, 1]})
+    assert cone.status == Status.SOLVED
+    np.testing.assert_allclose(cone.z, 0, atol=1e-13)
+
+
+@pytest.mark.parametrize("steep", [1e2, 1e4, 1e6])
+def test_a_ray_that_falls_slowly(steep: float) -> None:
+    """The objective falls by 1 along d, and rises far more steeply beside it; Q d = 0."""
+    r = np.random.default_rng(3)
+    U, _ = np.linalg.qr(r.standard_normal((6, 6)))
+    d = U[:, 0]
+    Q = U[:, 1:] @ np.diag([0.5, 1, 2, 3, 4]) @ U[:, 1:].T
+    solution = core({"Q": Q, "q": steep * U[:, 1:].sum(1) - d, "G": U[:, 1:].T, "h": np.ones(5)})
+    assert solution.status == Status.DUAL_INFEASIBLE
+    z = solution.z.numpy()
+    np.testing.assert_allclose(z / np.linalg.norm(z), d, atol=1e-7)
+
+
 # --- units ----------------------------------------------------------------------------------------------------------
 
 

@@ -99,19 +99,22 @@ def residuals(
             forces, full = forces + sign * y, full + y.abs()
     stationarity, left = Qz + q + forces, left + forces.abs()
     scale = torch.maximum(size, torch.where(diagonal > 0, left / diagonal, 0.0))
-    scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
 
     def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
         terms = torch.minimum(full, CANCELLED * left)
         off = (off - noise * (full + rounded)).clamp(min=0)
         return torch.where(off == 0, 0.0, off / terms)
 
-    worst = [largest(share(stationarity.abs(), left, full, mul_Q(sizes, scale)))]
+    unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
+    level = largest(unit * left)
+    # without an objective of its own, and beside the largest forces no more than their rounding: zero
+    nothing = (q == 0) & (diagonal > 0) & (unit * full <= noise * level.unsqueeze(-1))
+    worst = [largest(torch.where(nothing, 0.0, share(stationarity.abs(), left, full, mul_Q(sizes, scale))))]
     dual, primal = largest(stationarity), z.new_zeros(len(z))
     gap = (z * (Qz + q)).sum(-1)
-    unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
-    most = 1.0 if single else 1e-3  # of the objective's terms, or the largest side, that rounding may hide
-    lost = noise * largest(unit * full) > most * largest(unit * left)
+    # what rounding may hide, of the largest force and of the largest side
+    most, most_of_sides = (1.0, 1.0) if single else (1e-3, 1e-6)
+    lost = noise * largest(unit * full) > most * level
     reach, level = primal, primal  # the largest terms of a row, and the largest side, in units of the rows
     for M, side, y, equality, sign in rows:
         absent, side = side.isinf(), finite(side)
@@ -134,7 +137,7 @@ def residuals(
         primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
         unit = torch.where(absent | (top == 0), 0.0, 1 / top)
         reach, level = (torch.maximum(x, (unit * y).amax(-1)) for x, y in ((reach, around[0]), (level, there)))
-    lost = lost | ((level > 0) & (noise * reach > most * level))
+    lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
     worst.append(torch.where(lost, 1.0, 0.0).to(z))
     relative = torch.stack(worst).amax(0)
     good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()

@@ -138,18 +138,22 @@ struct Interior : Verdict<Tm, V, U, D> {
     }
 
     // Of each pair of slack and multiplier at the interior point one is zero in truth: the slack of what is an equality to the
-    // tolerance, else the multiplier.
+    // tolerance, else the multiplier; a bound becomes one where its slack is the smaller of the two, in their units.
     template <class M>
     OPTLAYER_CALL void settle_pairs(M which, V tolerance) {
         a.rows_times(t, out.z, x.v);
         t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
-            const auto equal = abs(sg * x.v[i] - x.h[k]) <= tolerance * (abs(x.v[i]) + abs(x.h[k]));
+            const auto near = abs(sg * x.v[i] - x.h[k]) <= tolerance * (abs(x.v[i]) + abs(x.h[k]));
+            const bool bound = k >= x.first_lower();
+            const auto equal = bound ? (x.on[k] > V(0)) & (out.s[k] * x.d[i] * x.d[i] * system.unit_dual < out.lam[k] * system.unit) : near;
+            if (bound) x.active[k] = select(which, select(equal, V(1), V(0)), x.active[k]);
             out.lam[k] = select(which & !equal, V(0), out.lam[k]);
             out.s[k] = select(which & equal, V(0), out.s[k]);
             row[i] = fma(sg, out.lam[k], row[i]);
         });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
+        keep_bounds(t, x, out, which);
     }
 
     // Active rows become equalities, the others vanish; iterative refinement against the data themselves, beyond `rounds`

@@ -70,11 +70,11 @@ struct Verdict {
     }
 
     static constexpr double cancelled = 10;
-    static constexpr double suspect = 1e-6;  // relative: from here on what rounding may hide is looked at in full
+    static constexpr double suspect = 1e-9;  // relative: from here on what rounding may hide is looked at in full
     V force = V(0);
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
     V noise;                 // of a sum, relative to its terms
-    V most_noise = V(T(Tuning<T>::most_noise));  // relative to the objective, or to the largest side
+    V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
 
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
     OPTLAYER_CALL V judge() {
@@ -165,6 +165,7 @@ struct Verdict {
     }
 
     // Whether z, at least `least` long, is such a ray, each row relative to its largest entry; it is then scaled into `out`.
+    // It must fall far more than it is off: an error of the data of that size may have made it.
     OPTLAYER_CALL bool falls(const V* ray, T tol, T least) {
         const T z = t.max(a.n, T(0), [&](int j) { return abs(ray[j]); });
         t.each(a.n, [&](int j) { gd[j] = T(0); });
@@ -177,7 +178,7 @@ struct Verdict {
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
         const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (!(z > least && off <= tol * z && fall < -T(1e-3) * z * slope)) return false;
+        if (!(z > least && off <= tol * z && fall < T(-1e6) * larger(off, T(noise * z)) * slope)) return false;
         t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
         t.each(a.m, [&](int i) { out.nu[i] = T(0); });
         t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
@@ -189,14 +190,23 @@ struct Verdict {
         const V of_sides = t.max(x.total(), V(0), [&](int k) { return x.on[k] * abs(x.h[k]); });
         return t.max(a.m, of_sides, [&](int i) { return abs(a.b[i]); });
     }
+    // The smallest of |h| and |b| that is not zero: a vertex is zero, or about as large as the sides that meet there. (Of a
+    // cone any size is as good.)
+    V least_side() const {
+        V least = V(T(Tuning<T>::infinity));
+        const auto look = [&](V side) { least = min(least, select(side > V(0), side, least)); };
+        t.each(x.total(), [&](int k) { look(x.on[k] * abs(x.h[k])); });
+        t.each(a.m, [&](int i) { look(abs(a.b[i])); });
+        t.smallest(least);
+        return select(least < V(T(Tuning<T>::infinity)), least, V(1));
+    }
     static V relative(V value, V size) { return value / select(size > V(0), size, V(1)); }
 
-  private:
     // How large rounding may see each variable; `force`: where variables have units, the largest terms of stationarity in
     // them, beside which rounding is seen.
     OPTLAYER_CALL void measure() {
         const int n = a.n;
-        const V top = equilibrated ? t.max(n, V(0), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
+        const V top = equilibrated ? t.max(n, least_side(), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
         force = V(0);
         t.each(n, [&](int j) {
             const V q = a.curvature(j);
@@ -211,6 +221,8 @@ struct Verdict {
         });
         if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
     }
+
+  private:
     // The largest relative residual of stationarity; `closely`: by all terms and what rounding can do, else by what is left of
     // the terms, which is quicker and never too kind.
     OPTLAYER_CALL V forces(bool closely) {
@@ -225,9 +237,9 @@ struct Verdict {
             const V q = a.curvature(j);
             return select(q > V(0), V(1) / sqrt(q), V(1));
         };
-        V hidden = V(0), level = V(0), excused = V(0);
+        V hidden = V(0), excused = V(0), level = t.max(n, V(0), [&](int j) { return unit(j) * size[j]; });
+        t.largest(level);
         V worst = t.max(n, V(0), [&](int j) {
-            level = larger(level, unit(j) * size[j]);
             if constexpr (!D::has_units) {
                 if (!unsettled(j)) return share(abs(gd[j]), size[j]);
                 const V wanted = abs(gd[j]) / noise;
@@ -240,9 +252,11 @@ struct Verdict {
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) rounded = rounded + force / a.unit(j);
-            return share(abs(gd[j]), size[j], terms, rounded);
+            // without an objective of its own, and beside the largest forces no more than their rounding: zero
+            const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise * level);
+            return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded));
         });
-        t.largest(excused), t.largest(level);
+        t.largest(excused);
         if (any(noise * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
@@ -274,7 +288,7 @@ struct Verdict {
         return select(rows_lost(), larger(worst, V(1)), worst);
     }
     V terms_of(int j) const { return a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu); }
-    // Whether rounding the terms of a row may hide more than `most_noise` of the largest side, in units of the rows.
+    // Whether rounding the terms of a row may hide more than `most_of_sides` of the largest side, in units of the rows.
     OPTLAYER_CALL auto rows_lost() {
         V hidden = V(0), level = V(0);
         const auto look = [&](V on, V terms, V side, V unit) {
@@ -283,7 +297,7 @@ struct Verdict {
         t.each(a.m, [&](int i) { look(V(1), a.A_size(i, out.z), abs(a.b[i]), a.A_largest(i)); });
         x.each(t, [&](int k, int i, V) { look(x.on[k], a.row_size(i, out.z), abs(x.h[k]), a.row_largest(i)); });
         t.largest(hidden), t.largest(level);
-        return (level > V(0)) & (noise * hidden > most_noise * level);
+        return (level > V(0)) & (noise * hidden > most_of_sides * level);
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
     // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
