@@ -576,6 +576,14 @@ struct Rung {
         if (std::any_of(found.lam.begin(), found.lam.end(), [](double x) { return x < 0; })) return inf;
         Attempt<double> judge(model, 0);
         double off = judge.judge(found);
+        Answer zero = found;  // where rounding sees no more
+        for (int j = 0; j < model.n; ++j)
+            if (std::abs(found.z[j]) <= judge.loop.noise * judge.loop.scale[j]) zero.z[j] = 0;
+        if (zero.z != found.z) {
+            const double off_zero = judge.judge(zero);
+            if (off_zero <= off) found = zero, off = off_zero;
+            else judge.judge(found);
+        }
         if (g.single == 2) {
             for (Numbers* x : {&found.z, &found.nu, &found.lam})
                 for (double& v : *x) v = double(float(v));

@@ -78,7 +78,7 @@ def test_batches_of_each_kind_pass_the_oracle(seed: int) -> None:
     assert found.count("gave up") <= 1
 
 
-@pytest.mark.parametrize("seed", [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9002175, 7001674])
+@pytest.mark.parametrize("seed", [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9001790, 9002175, 7001674])
 def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
     """Vertices at zero, rays that fall slowly, optimal faces without end, Q of float32 without full rank."""
     draw = fuzz.draw(seed)
@@ -88,7 +88,8 @@ def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
 
 def test_a_vertex_at_zero() -> None:
     """All entries of z are zero but for rounding, so rows through it are equalities that no relative measure sees."""
-    G = [[-2, -2, 1, -2], [2, 2, 2, 0], [2, 2, -1, 1], [-1, 0, 1, 2], [-1, -2, -2, 2], [2, 1, -1, 1], [-1, -2, 0, 1], [2, 2, 0, 0]]
+    G = [[-2, -2, 1, -2], [2, 2, 2, 0], [2, 2, -1, 1], [-1, 0, 1, 2], [-1, -2, -2, 2], [2, 1, -1, 1], [-1, -2, 0, 1],
+         [2, 2, 0, 0]]
     solution = core({"Q": np.zeros((4, 4)), "q": [-8, -7, 2, -2], "G": G, "h": [0, 0, 0, 2, 0, 0, 2, 0]})
     assert solution.status == Status.SOLVED
     np.testing.assert_allclose(solution.z, 0, atol=1e-13)
