@@ -98,7 +98,14 @@ def residuals(
             rows.append((None, sign * bound, y, False, sign))
             forces, full = forces + sign * y, full + y.abs()
     stationarity, left = Qz + q + forces, left + forces.abs()
-    scale = torch.maximum(size, torch.where(diagonal > 0, left / diagonal, 0.0))
+    # How large rounding may see each variable: as a Newton step; without curvature, as the rows that it enters allow.
+    step, flat = torch.zeros_like(z), diagonal == 0
+    if flat.any():
+        for M, *_ in rows:
+            if M is not None:
+                step = torch.maximum(step, _steps(M, mul(magnitude(M), size)))
+    scale = torch.maximum(size, torch.where(flat, step, left / diagonal.where(~flat, 1.0)))
+    scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
 
     def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
         terms = torch.minimum(full, CANCELLED * left)
@@ -108,7 +115,8 @@ def residuals(
     unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
     level = largest(unit * left)
     # without an objective of its own, and beside the largest forces no more than their rounding: zero
-    nothing = (q == 0) & (diagonal > 0) & (unit * full <= noise * level.unsqueeze(-1))
+    of_step = (step > 0) & (step * full <= noise * largest(size * left).unsqueeze(-1))
+    nothing = (q == 0) & torch.where(flat, of_step, unit * full <= noise * level.unsqueeze(-1))
     worst = [largest(torch.where(nothing, 0.0, share(stationarity.abs(), left, full, mul_Q(sizes, scale))))]
     dual, primal = largest(stationarity), z.new_zeros(len(z))
     gap = (z * (Qz + q)).sum(-1)
@@ -152,6 +160,17 @@ def _weights(M: Matrix | None, left: Tensor) -> Tensor:
     if isinstance(M, Sparse):
         return M.with_values(_over(M.values, at(left, M.pattern.places(left)[1]))).row_sizes()
     return _over(matrices.dense(M).abs(), left.unsqueeze(-2)).amax(-1)
+
+
+def _steps(M: Matrix, levels: Tensor) -> Tensor:
+    """How large each variable would be, did it make up all the terms of a row: the largest such value, (B, n)."""
+    if isinstance(M, Sparse):
+        rows, columns = M.pattern.places(levels)
+        steps = torch.where(M.values == 0, 0.0, at(levels, rows) / M.values.abs())
+        sizes = levels.new_zeros(*steps.shape[:-1], M.pattern.size[1])
+        return sizes.scatter_reduce(-1, columns.expand(steps.shape), steps, "amax")
+    entries = matrices.dense(M).abs()
+    return torch.where(entries == 0, 0.0, levels.unsqueeze(-1) / entries).amax(-2)
 
 
 def _over(entries: Tensor, terms: Tensor) -> Tensor:
