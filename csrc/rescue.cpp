@@ -654,17 +654,22 @@ struct Rung {
         const Model least = violation_of(model);
         Attempt<V> soft(least, 1);
         const bool fine = soft.solve(1e-12, iterations);
-        if (fine) {
-            Answer point = soft.violations(model);
-            const double violated = violation(point);
-            if (violated > tolerance) {
-                if (g.closest) return closest<V>(point, found) ? CLOSEST : MAX_ITERATIONS;
-                Attempt<V> prover(model, 0);
+        Answer point = soft.violations(model);
+        const double violated = violation(point);
+        if (violated > tolerance && !g.closest) {
+            Attempt<V> prover(model, 0);
+            for (int round = 0; round < 3; ++round) {
                 prover.judge(point);
                 if (prover.proves(proof, 1 / (1e-3 * tolerance))) {
                     found = prover.answer();
                     return scaled.store(found, true), PRIMAL_INFEASIBLE;
                 }
+                balance(soft, point);
+            }
+        }
+        if (fine) {
+            if (violated > tolerance) {
+                if (g.closest) return closest<V>(point, found) ? CLOSEST : MAX_ITERATIONS;
                 if (std::is_same<V, double>::value && affords_twofold()) return settle<Twofold>(found);  // small beside the data: rounded away
             } else if (violated > 1e-14 && closest<V>(point, found) && error(found) <= tolerance) {
                 return scaled.store(found, false), SOLVED;
@@ -679,6 +684,32 @@ struct Rung {
             return DUAL_INFEASIBLE;
         }
         return MAX_ITERATIONS;
+    }
+
+    // The multipliers y of least violation, nearer to C'y = 0: where the violation is small beside the data, z in double holds
+    // few of its digits. With w from the equations of least violation, C'C w = C'y, they are y − C w.
+    template <class V> void balance(Attempt<V>& soft, Answer& point) const {
+        const int n = model.n, m = model.m;
+        std::vector<Twofold> sum(n, Twofold(0));
+        const auto add = [&](int j, double entry, double multiplier) { sum[j] = fma(Twofold(entry), Twofold(multiplier), sum[j]); };
+        const auto add_row = [&](const double* row, double multiplier) {
+            for (int j = 0; j < n; ++j) add(j, row[j], multiplier);
+        };
+        Numbers force(n), weight(model.sides(), 0.0);
+        for (int i = 0; i < m; ++i) add_row(model.A.data() + size_t(i) * n, point.nu[i]);
+        for (int k = 0; k < model.sides(); ++k) {
+            if (!(point.lam[k] > 0)) continue;
+            const int row = model.row_of(k);
+            weight[k] = inf;
+            if (row < model.p) add_row(model.G.data() + size_t(row) * n, model.sign(k) * point.lam[k]);
+            else add(row - model.p, 1, model.sign(k) * point.lam[k]);
+        }
+        for (int j = 0; j < n; ++j) force[j] = double(sum[j]);
+        Answer w;
+        soft.equations(force, {}, Numbers(model.sides(), 0.0), weight, w);
+        for (int i = 0; i < m; ++i)
+            for (int j = 0; j < n; ++j) point.nu[i] = std::fma(-model.A[size_t(i) * n + j], w.z[j], point.nu[i]);
+        for (int k = 0; k < model.sides(); ++k) point.lam[k] = std::max(point.lam[k] - w.lam[k], 0.0);
     }
 
     // The largest violation of a row, relative to its terms.

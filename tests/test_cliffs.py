@@ -272,6 +272,22 @@ def test_contradictions(name: str) -> None:
     assert float(solution.certificate_residual) <= 1e-9
 
 
+@pytest.mark.parametrize("name", ["contradictory_equalities", "transport_float32"])
+def test_small_contradictions_of_a_hundred_variables(name: str) -> None:
+    """Too many for doubled precision; the proof is balanced in double."""
+    for seed in range(4):
+        case = hard.KINDS[name](np.random.default_rng([100, seed]), 100)
+        solution = core(case.data)
+        assert solution.status == Status.PRIMAL_INFEASIBLE
+        A, b = case.data["A"], np.asarray(case.data["b"])
+        nu, pressing = solution.nu.numpy(), solution.lam_lb.numpy() if "lb" in case.data else 0.0
+        assert b @ nu < 0
+        others = solution.lam.numpy() @ case.data["G"] if "G" in case.data else 0.0
+        upper = solution.lam_ub.numpy() if "ub" in case.data else 0.0
+        size = np.abs(A.T).dot(np.abs(nu)).max()
+        np.testing.assert_allclose(A.T @ nu + others + upper - pressing, 0, atol=1e-8 * size)
+
+
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8])
 def test_small_gaps(gap: float) -> None:
     for rows in (np.vstack([DENSE, -DENSE]), np.vstack([E, -E])):
