@@ -313,6 +313,21 @@ def test_backend_of_another_solver(same: bool) -> None:
     assert (solve(**sparsely(dense), backend="reference").z - solve(**dense).z).abs().max() < 1e-9
 
 
+def test_what_the_engine_leaves_is_done_by_the_dense_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = backend.found
+
+    def without_some(*args: Any) -> Any:
+        point = found(*args)
+        point.status[::2] = int(Status.NUMERICAL_ERROR)
+        point.z[::2] = torch.nan
+        point.unsolved = len(point.status.nonzero())
+        return point
+
+    monkeypatch.setattr(backend, "found", without_some)
+    dense = problem(15)
+    compare(sparsely(dense), dense)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_the_judge_says_the_same_of_a_sparse_problem(same: bool) -> None:
     """Of points that are no solutions too, and without ever making a matrix dense."""

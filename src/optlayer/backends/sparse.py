@@ -23,7 +23,6 @@ from optlayer.core.structure import PARTS, Kind, Patterned, Structure
 from optlayer.point import Point
 from optlayer.problem import Problem
 
-_SMALL = 400  # rows and columns up to which the reference gives a verdict on what was not solved
 _DATA = args.TENSORS[: args.TENSORS.index("z")]
 _VERDICT = ("status", "iterations", "primal_residual", "dual_residual", "gap")
 LANES = 0  # what a test may force: 1: one problem at a time; more: one in each lane
@@ -129,14 +128,6 @@ def _point_in(point: Point, dtype: torch.dtype) -> Point:
         return point
     z, rest, residuals = (x.to(dtype) for x in (point.z, point.rest, point.residuals))
     return Point(z, rest, point.counts, residuals, point.widths, point.factor, point.unsolved)
-
-
-def solve(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-    """As `cpu.solve`; `adopt` makes a tensor of the core's memory."""
-    point = found(core, adopt, problem, settings, keep_factor, False)
-    if point.unsolved and problem.n + problem.m + problem.p <= _SMALL:
-        _ask_reference(problem, settings, point)
-    return point
 
 
 def relax(core: Core, adopt: Any, problem: Problem, settings: Settings, point: Point, keep_factor: bool) -> Point:
@@ -247,14 +238,3 @@ def pullback(
     gradients = struct.pack(f"={len(wanted)}q", *wanted)
     _or_memory_error(core.sparse_pullback(call.plan.handle, call.pack(), gradients), call)
     return [None if x is None else x.to(problem.dtype) for x in grads]
-
-
-def _ask_reference(problem: Problem, settings: Settings, point: Point) -> None:
-    """Give the members that are left the reference's verdict."""
-    from optlayer.backends import reference
-
-    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
-    members = left.nonzero().flatten()
-    if len(members):
-        point.take(members, reference.solve(problem.select(members), settings, False))
-        point.unsolved = len(point.status.nonzero())

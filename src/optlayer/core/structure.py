@@ -69,12 +69,12 @@ class Structure:
         self, n: int, m: int, p: int, shape: Sequence[int], kinds: tuple[Kind, Kind, Kind] = (DENSE, DENSE, DENSE), *,
         lower: bool, upper: bool, two_sided: bool = False, dtype: Any, device: Any,
     ) -> None:  # fmt: skip
-        self.n, self.m, self.p, self.kinds = n, m, p, kinds
-        self.ranks = (kinds[0].rank, 1, kinds[1].rank, 1, kinds[2].rank, 1, 1, 1, 1)
+        self.n, self.m, self.p = n, m, p
         self.widths = (p, p, m, n if lower else 0, n if upper else 0, *([p] if two_sided else []))
         self.dtype, self.device = dtype, device
         self.plans: dict[Any, Any] = {}
         self._set_shape(shape)
+        self._set_kinds(kinds)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -87,6 +87,9 @@ class Structure:
         for extent in self.shape:
             size *= extent
         self.batch = size if self.shape else None
+
+    def _set_kinds(self, kinds: tuple[Kind, Kind, Kind]) -> None:
+        self.kinds, self.ranks = kinds, (kinds[0].rank, 1, kinds[1].rank, 1, kinds[2].rank, 1, 1, 1, 1)
 
     @property
     def members(self) -> int:
@@ -120,11 +123,13 @@ class Structure:
         return any(type(kind) is Patterned for kind in self.kinds)
 
     def changed(self, **to: Any) -> Structure:
-        """The same with another `shape`, `dtype`, `device`, or `kinds` of the same ranks."""
+        """The same with another `shape`, `dtype`, `device` or `kinds`."""
         other = copy.copy(self)
         other.plans = {}
         if "shape" in to:
             other._set_shape(to.pop("shape"))
+        if "kinds" in to:
+            other._set_kinds(to.pop("kinds"))
         for name, value in to.items():
             setattr(other, name, value)
         return other
