@@ -215,7 +215,7 @@ class SparseCall {
             else a.point_to(values);
             if (task == Task::SOLVE) group.load_vectors(), group.load_sides();
             if (task == Task::REBUILD || g.given) {
-                system.regularise();
+                system.equilibrate();
                 system.kappa = system.curvature();
                 system.kappa = select(system.kappa > V(T(0)), system.kappa, V(T(1)));
             }

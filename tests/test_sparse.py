@@ -221,6 +221,35 @@ def test_dependent_active_rows_have_the_nearest_multipliers() -> None:
     assert torch.allclose(*grads, atol=1e-7)
 
 
+@pytest.mark.parametrize("units", [0.0, 2.0])
+@pytest.mark.parametrize("curved", [0.0, 1.0])
+def test_degenerate_problems_with_dependent_active_rows(curved: float, units: float) -> None:
+    """Built from solutions: rows that are sums of others, bounds with slack and multiplier zero."""
+    n, m, p, batch = 120, 50, 30, 4
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        A, G = (rng.standard_normal((k, n)) * (rng.random((k, n)) < 0.1) for k in (m, p))
+        A[-10:], G[-10:] = A[:10] + A[10:20], G[:10] - A[:10]
+        row, column = (10.0 ** rng.uniform(-units, units, k) for k in (m, n))
+        A, G = row[:, None] * A / column, G / column
+        z = np.where(rng.random((batch, n)) < 0.25, column * rng.random((batch, n)), 0)
+        lam_lb = np.where((z == 0) & (rng.random((batch, n)) < 0.6), rng.random((batch, n)) / column, 0)
+        slack = np.where(rng.random(p) < 0.5, 0, rng.random(p))
+        lam = np.where((slack == 0) & (rng.random(p) < 0.7), rng.random(p), 0)
+        d = curved * rng.random(n) / column**2
+        q = -(d * z + lam @ G + (rng.standard_normal(m) / row) @ A - lam_lb)
+        t = {key: torch.tensor(x) for key, x in {"q": q, "b": z @ A.T, "h": z @ G.T + slack, "lb": np.zeros(n)}.items()}
+        A_, G_ = Sparse.from_dense(torch.tensor(A)), Sparse.from_dense(torch.tensor(G))
+        s = solve(Diagonal(torch.tensor(d)), A=A_, G=G_, **t)
+        forces = [torch.tensor(d) * s.z, t["q"], A_.times_t(s.nu), G_.times_t(s.lam), -s.lam_lb]
+        sizes = torch.tensor(column) * sum(x.abs() for x in forces)
+        assert (torch.tensor(column) * sum(forces)).abs().max() < 1e-8 * sizes.max()
+        assert ((A_.times(s.z) - t["b"]) / torch.tensor(row)).abs().max() < 1e-8
+        assert (G_.times(s.z) - t["h"]).max() < 1e-8
+        assert min(s.z.min(), s.lam.min(), s.lam_lb.min()) >= 0
+        assert max((s.z * s.lam_lb).abs().max(), ((t["h"] - G_.times(s.z)) * s.lam).abs().max()) < 1e-8
+
+
 # --- statuses and other promises -------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,8 @@ struct Interior : Verdict<Tm, V, U, D> {
     System& system;
     V* dnu;
     Point<V> best{};           // of several points
-    bool several = System::attempts > 1;
-    V least = V(T(1e30));
+    bool several = System::proximal;
+    V best_error = V(T(1e30));
 
     Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
         : Base(team, data, sides, point), system(elimination) {}
@@ -33,7 +33,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         const bool aimed = any(aim > V(0));
         const V tol = V(tolerance);
         V settled = V(0);  // iterations near the aim, where Newton's method doubles the digits
-        V before = V(0);   // stationarity, one iteration ago
+        V before = V(0), before_infeasible = V(0);  // stationarity and infeasibility, one iteration ago
         V bold = V(1);     // 0 after a short step: back to the middle first, and no second order
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
@@ -50,7 +50,9 @@ struct Interior : Verdict<Tm, V, U, D> {
             // condensed systems lose digits of stationarity as s/lam spreads; the polish and the verdict see to them
             const auto slow = system.stationarity > V(T(0.5)) * before;
             before = system.stationarity;
-            const auto feasible = infeasible <= V(T(100)) * tol * system.unit;
+            auto feasible = infeasible <= V(T(100)) * tol * system.unit;
+            if constexpr (System::proximal) feasible = feasible | (infeasible > V(T(0.5)) * before_infeasible);  // or rounding
+            before_infeasible = infeasible;
             auto done = feasible & (mu <= tol * system.unit * system.unit_dual) & ((system.stationarity <= smaller(V(T(1e-4)), sqrt(tol))) | slow);
             if (aimed) {
                 done = feasible & (far <= V(T(1e-9)) * aim) & (system.stationarity <= tol);
@@ -75,7 +77,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
-                if constexpr (System::attempts > 1) x.active[k] = select(live, select((x.on[k] > V(0)) & (ds * x.lam[k] < dl * x.s[k]), V(1), V(0)), x.active[k]);
+                if constexpr (System::proximal) x.active[k] = select(live, select((x.on[k] > V(0)) & (ds * x.lam[k] < dl * x.s[k]), V(1), V(0)), x.active[k]);
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
             });
             t.smallest(step);
@@ -87,7 +89,7 @@ struct Interior : Verdict<Tm, V, U, D> {
 
             // corrector: aim at s∘lam = sigma mu, second order included
             V centre = max(sigma * mu, aim);  // not far below the end: infeasibility must keep pace
-            if constexpr (System::attempts > 1) centre = max(centre, V(T(0.1)) * tol * system.unit * system.unit_dual);
+            if constexpr (System::proximal) centre = max(centre, V(T(0.1)) * tol * system.unit * system.unit_dual);
             t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
                 const V target = x.on[k] * fma(bold * x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -centre));
@@ -96,20 +98,23 @@ struct Interior : Verdict<Tm, V, U, D> {
             });
             system.direction(x.e, x.dy, x.dt);
             step = V(T(1e10));
+            V sum = V(0);
             x.each(t, [&](int k, int i, V sg) {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
+                if constexpr (System::proximal) sum = sum + x.dlam[k];
                 step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), step));
             });
             t.smallest(step);
+            if constexpr (System::proximal) live = live & (sum - sum >= V(0));  // (so deep that s and lam differ by more than numbers can)
             step = min(V(1), step * V(T(Tuning<T>::boundary)));
             step = select(step >= V(0), step, V(0));
             x.each(t, [&](int k, int, V) {
                 const V s = fma(step, x.ds[k], x.s[k]), lam = fma(step, x.dlam[k], x.lam[k]);
                 const auto moves = live & (x.on[k] > V(0));
                 // Tapia's indicator: s falls like mu where a row is active, lam where it is not; free of units
-                if constexpr (System::attempts == 1) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
+                if constexpr (!System::proximal) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
                 x.s[k] = select(moves, s, x.s[k]);
                 x.lam[k] = select(moves, lam, x.lam[k]);
             });
@@ -156,50 +161,61 @@ struct Interior : Verdict<Tm, V, U, D> {
         keep_bounds(t, x, out, which);
     }
 
-    // Active rows become equalities, the others vanish; iterative refinement against the data themselves, beyond `rounds`
-    // as long as a residual halves.
-    template <class M>
-    OPTLAYER_CALL void polish(M which, int rounds) {
+    // The sides of x.active as equalities, the others gone: weights, values, factor.
+    OPTLAYER_CALL void factor_active() {
         t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.goal[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
             const auto active = x.active[k] > V(0);
             const V hard = system.hard(i);
             x.weight[k] = select(active, hard / fma(x.soft_side(k), hard, V(1)), V(0));
             x.D[i] = x.D[i] + x.weight[k];
-            x.r[k] = select(active, V(1), V(0));
             x.goal[i] = select(active, sg * x.h[k], x.goal[i]);
         });
         system.factor(x.D);
+    }
+    // What is left of their equations, by the data themselves: gd, gp and e, and its sizes.
+    struct Left { V dual, primal; };
+    OPTLAYER_CALL Left residuals() {
+        t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
+        a.add_Qz(t, out.z, gd);
+        a.add_rows_t(t, out.y, gd);
+        a.add_At(t, out.nu, gd);
+        t.each(a.n, [&](int j) { gd[j] = -gd[j]; });
+        a.A_times(t, out.z, gp);
+        t.each(a.m, [&](int i) { gp[i] = fma(x.soft_equality, out.nu[i], a.b[i] - gp[i]); });
+        a.rows_times(t, out.z, x.v);
+        const auto off = [&](int i) { return fnma(x.soft_row(i), out.y[i], x.v[i] - x.goal[i]); };
+        t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * off(i); });
+        const V dual = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
+        const V primal = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
+        return {dual, t.max(a.rows(), primal, [&](int i) { return select(x.D[i] > V(0), x.d[i] * abs(off(i)), V(0)); })};
+    }
+    // One step of refinement.
+    template <class M>
+    OPTLAYER_CALL void refine(M which) {
+        system.kkt(gd, gp, x.e, dz, dnu, x.dy, x.dt);
+        t.each(a.n, [&](int j) { out.z[j] = select(which, out.z[j] + dz[j], out.z[j]); });
+        t.each(a.m, [&](int i) { out.nu[i] = select(which, out.nu[i] + dnu[i], out.nu[i]); });
+        t.each(a.rows(), [&](int i) { out.y[i] = select(which & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
+    }
+
+    // Active rows become equalities, the others vanish; iterative refinement, beyond `rounds` as long as a residual halves.
+    template <class M>
+    OPTLAYER_CALL void polish(M which, int rounds) {
+        factor_active();
+        t.each(x.total(), [&](int k) { x.r[k] = x.active[k]; });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which & !(x.D[i] > V(0)), V(0), out.y[i]); });
         M going = which;
-        V dual = V(0), primal = V(0);  // of the round before
+        Left before{V(0), V(0)};
         for (int round = 0; round < 4 * rounds; ++round) {
-            t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
-            a.add_Qz(t, out.z, gd);
-            a.add_rows_t(t, out.y, gd);
-            a.add_At(t, out.nu, gd);
-            t.each(a.n, [&](int j) { gd[j] = -gd[j]; });
-            a.A_times(t, out.z, gp);
-            t.each(a.m, [&](int i) { gp[i] = fma(x.soft_equality, out.nu[i], a.b[i] - gp[i]); });
-            a.rows_times(t, out.z, x.v);
-            const auto off = [&](int i) { return fnma(x.soft_row(i), out.y[i], x.v[i] - x.goal[i]); };
-            t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * off(i); });
-            const V dual_now = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
-            V primal_now = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
-            primal_now = t.max(a.rows(), primal_now, [&](int i) {
-                return select(x.D[i] > V(0), x.d[i] * abs(off(i)), V(0));
-            });
-            const V half = V(T(0.5));
-            if (round >= rounds) going = going & ((dual_now < half * dual) | (primal_now < half * primal));
+            const Left now = residuals();
+            if (round >= rounds) going = going & halved(now, before);
             if (!any(going)) break;
-            dual = dual_now, primal = primal_now;
-            system.kkt(gd, gp, x.e, dz, dnu, x.dy, x.dt);
-            t.each(a.n, [&](int j) { out.z[j] = select(going, out.z[j] + dz[j], out.z[j]); });
-            t.each(a.m, [&](int i) { out.nu[i] = select(going, out.nu[i] + dnu[i], out.nu[i]); });
-            t.each(a.rows(), [&](int i) { out.y[i] = select(going & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
+            before = now;
+            refine(going);
         }
         keep_bounds(t, x, out, which);
-        if constexpr (System::attempts > 1) system.keep_fixed(out.z, which);
+        if constexpr (System::proximal) system.keep_fixed(out.z, which);
         // signs: what is negative is cut off, and judged by the residuals
         a.rows_times(t, out.z, x.v);
         x.each(t, [&](int k, int i, V sg) {
@@ -207,6 +223,14 @@ struct Interior : Verdict<Tm, V, U, D> {
             out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]);
             out.s[k] = select(which, select(x.r[k] > V(0), V(0), slack), out.s[k]);
         });
+        sum_sides(which);
+    }
+    static auto halved(const Left& now, const Left& before) {
+        return (now.dual < V(T(0.5)) * before.dual) | (now.primal < V(T(0.5)) * before.primal);
+    }
+    // y from lam
+    template <class M>
+    OPTLAYER_CALL void sum_sides(M which) {
         t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg, out.lam[k], row[i]); });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
@@ -223,19 +247,89 @@ struct Interior : Verdict<Tm, V, U, D> {
         });
     }
 
-    // The interior points that the stages ended with, the best of each lane.
+    // A polish that bears a wrong active set and rows that depend on each other: the proximal method of multipliers
+    // (Rockafellar 1976), whose term is R of the factor about the last point. After each step the active set takes in what is
+    // broken and leaves out what pulls (Hintermüller, Ito and Kunisch 2003); where residuals no longer halve, R shrinks.
+    // Returns the lanes that it has brought to `exact`.
     template <class M>
-    OPTLAYER_CALL void keep_best(M which) {
-        if (!any(which)) return;
-        take_interior(which);
-        judge();
-        const V now = larger(larger(out.primal / system.unit, out.dual / system.scale_dual), out.gap / (system.unit * system.unit_dual * larger(x.count, V(1))));
-        const auto better = which & (now < V(T(100)) * least);  // (the last one, unless it broke down)
-        least = select(better, smaller(now, least), least);
-        copy(better, out, best);
+    OPTLAYER_CALL M finish(M which, V exact) {
+        using S = Tuning<T>;
+        M going = which, stale = which, done = which & !which;
+        Left before{V(T(1e30)), V(T(1e30))};
+        V steps = V(0), factors = V(0), slow = V(0), shrunk = V(0);  // (of each lane, as if it were alone)
+        const auto weigh = [&] {
+            if (!any(stale & going)) return;
+            factors = select(stale & going, factors + V(1), factors);
+            factor_active();
+            stale = stale & !going;
+        };
+        const auto affordable = [&] { return (steps < V(S::most_steps)) & !(stale & (factors >= V(S::most_factors))); };
+        while (any(going = going & affordable())) {
+            weigh();
+            Left now = residuals();
+            slow = select(halved(now, before), V(0), slow + V(1));
+            const auto look = going & (slow > V(0));
+            if (any(look)) {
+                keep_bounds(t, x, out, look);
+                system.keep_fixed(out.z, look);
+                const V error = judge();
+                keep(look, error, exact);
+                done = done | (look & (error <= exact));
+                const auto weaker = look & !done & (slow >= V(S::patience)) & (shrunk < V(S::shrinks));
+                system.shrink(weaker);
+                shrunk = select(weaker, shrunk + V(1), shrunk);
+                going = going & !done & (weaker | (slow < V(S::patience)));
+                slow = select(weaker, V(0), slow), stale = stale | weaker;
+            }
+            going = going & affordable();
+            if (!any(going)) break;
+            if (any(look)) weigh(), residuals();
+            before = now;
+            refine(going);
+            steps = steps + V(1);
+            a.rows_times(t, out.z, x.v);
+            V changes = V(0);
+            x.each(t, [&](int k, int i, V sg) {
+                const auto active = x.active[k] > V(0);
+                const V over = fnma(V(T(S::broken)), abs(x.v[i]) + abs(x.h[k]), x.on[k] * (sg * x.v[i] - x.h[k]));
+                const V now = select(select(active, sg * out.y[i], over) > V(0), V(1), V(0));
+                changes = changes + abs(now - x.active[k]);
+                out.lam[k] = select(going, select(active, now * sg * out.y[i], V(0)), out.lam[k]);
+                x.active[k] = select(going, now, x.active[k]);
+            });
+            t.total(changes);
+            stale = stale | (going & (changes > V(0)));
+            sum_sides(going);
+        }
+        if (any(stale & done)) factor_active();
+        a.rows_times(t, out.z, x.v);
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
+            out.s[k] = select(which, select(x.active[k] > V(0), V(0), slack), out.s[k]);
+        });
+        return done;
+    }
+    // The best point so far, or the last one of those that are good enough.
+    template <class M>
+    OPTLAYER_CALL void keep(M which, V error, V enough) {
+        const auto better = which & ((error <= best_error) | (error <= enough));
+        best_error = select(better, error, best_error);
+        if (any(better)) copy(better, out, best);
+    }
+    // Deep on the central path one of slack and multiplier is far smaller than the other; and without the others' multipliers.
+    template <class M>
+    OPTLAYER_CALL void separate(M which) {
+        x.each(t, [&](int k, int i, V) {
+            const V u = system.side_unit(i);
+            x.active[k] = select(which, select((x.on[k] > V(0)) & (out.s[k] < u * u * out.lam[k]), V(1), V(0)), x.active[k]);
+        });
     }
     template <class M>
-    OPTLAYER_CALL void take_best(M which) { copy(which, best, out); }
+    OPTLAYER_CALL void drop_idle(M which) {
+        t.each(x.total(), [&](int k) { out.lam[k] = select(which, x.active[k] * out.lam[k], out.lam[k]); });
+        keep_bounds(t, x, out, which);
+        sum_sides(which);
+    }
     template <class M>
     OPTLAYER_CALL void copy(M which, const Point<V>& from, Point<V>& to) {
         const auto all = [&](int count, const V* source, V* target) { t.each(count, [&](int i) { target[i] = select(which, source[i], target[i]); }); };
@@ -339,32 +433,32 @@ struct Interior : Verdict<Tm, V, U, D> {
         auto open = zero <= zero;
         start();
         // Stop early and polish; where the active set was not yet right, go on and try again.
-        for (int stage = 0; with_polish && stage < 3 && any(open); ++stage) {
-            if constexpr (System::attempts > 1) system.tighten(open, stage);
+        constexpr int stages = System::proximal ? 4 : 3;
+        for (int stage = 0; with_polish && stage < stages && any(open); ++stage) {
+            if constexpr (System::proximal) system.regularise(open);
             loop(open, T(Tuning<T>::stage[stage]), iterations);
-            auto wanted = open;
-            V error = V(T(1e30));
-            for (int attempt = 0; attempt < System::attempts && any(wanted); ++attempt) {
-                if constexpr (System::attempts > 1) if (attempt) correct(wanted);
-                take_interior(wanted);
+            take_interior(open);
+            if constexpr (System::proximal) {
+                const bool last = stage == stages - 1;
+                if (last) separate(open);
+                drop_idle(open);
+                if (last) keep(open, judge(), exact);
+                open = open & !finish(open, exact);
+            } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
-                polish(wanted, Tuning<T>::polish_rounds);
-                const V now = judge();
-                open = open & !(wanted & (now <= exact));
-                t.each(x.total(), [&](int k) { x.weight[k] = select(wanted, x.weight[k], x.c[k]); });
-                wanted = wanted & open;
-                if (attempt) wanted = wanted & (now < V(T(0.5)) * error);
-                error = now;
+                polish(open, Tuning<T>::polish_rounds);
+                t.each(x.total(), [&](int k) { x.weight[k] = select(open, x.weight[k], x.c[k]); });
+                open = open & !(judge() <= exact);
             }
-            if constexpr (System::attempts > 1) keep_best(open);
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
         Base::pairs = with_polish;
         if (!with_polish) loop(open, T(Tuning<T>::path), iterations, V(T(0.1) * tolerance) * system.unit * system.unit_dual / max(x.count, V(1)));
-        if (any(open)) {  // no active set was confirmed: the interior point as it is, or the best of them
-            take_interior(open);
-            if constexpr (System::attempts > 1) if (with_polish) take_best(open);
-            if (with_polish) settle_pairs(open, V(tolerance));
+        if (any(open)) {  // no active set was confirmed: the interior point as it is, or the best that was found
+            const bool kept = System::proximal && with_polish;
+            if (kept) copy(open, best, out);
+            else take_interior(open);
+            if (with_polish && !kept) settle_pairs(open, V(tolerance));
             weigh_interior(open);
             system.factor(x.D);
         }

@@ -10,7 +10,7 @@ namespace optlayer {
 
 template <class Tm, class V, class U>
 struct Normal {
-    static constexpr int attempts = 1;  // of a polish (interior.h)
+    static constexpr bool proximal = false;  // (interior.h)
     const Tm& t;
     const Data<V, U>& a;
     bool keep_rows;  // rows of G stay in the complement
@@ -309,7 +309,7 @@ struct NullSpace {
 // The reduced problem is solved by Normal without equalities; this wraps it back into z and nu.
 template <class Tm, class V, class U>
 struct Reduced {
-    static constexpr int attempts = 1;  // of a polish (interior.h)
+    static constexpr bool proximal = false;  // (interior.h)
     const Tm& t;
     const Data<V, U>& a;     // the user's
     const NullSpace<U>& f;

@@ -67,7 +67,7 @@ struct SchurFactors {
 
 template <class Tm, class V, class U>
 struct Schur {
-    static constexpr int attempts = 1;  // of a polish (interior.h)
+    static constexpr bool proximal = false;  // (interior.h)
     const Tm& t;
     const Data<V, U>& a;
     const SchurFactors<U>& f;

@@ -261,7 +261,7 @@ struct Group {
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
         Interior<Tm, V, U, System, D> ip(t, a, system, x, out);
-        ip.equilibrated = System::attempts > 1, ip.several = System::attempts > 1 || g.given;
+        ip.equilibrated = System::proximal, ip.several = System::proximal || g.given;
         ip.place(work);
         if (!work.base) return;
 #ifndef __CUDACC_RTC__

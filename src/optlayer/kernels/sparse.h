@@ -139,7 +139,7 @@ struct SparseSystem {
     Ldl<V> ldl{};
     using T = scalar_of<V>;
     using S = Tuning<T>;
-    static constexpr int attempts = 6;  // of the polish at the active set
+    static constexpr bool proximal = true;  // R is a proximal term: where it is, dependent rows do no harm (interior.h)
 
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
     V *diagonal, *solution;                // scratch in the order of elimination
@@ -162,7 +162,7 @@ struct SparseSystem {
     }
 
     // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter.
-    void regularise() {
+    void equilibrate() {
         const SparsePattern& s = *a.pattern;
         const int n = a.n, p = a.p, m = a.m;
         V* size = diagonal;  // 1 / scale², in the user's order
@@ -183,13 +183,16 @@ struct SparseSystem {
                 for (int e = s.A.first[i]; e < s.A.first[i + 1]; ++e) meet(n + p + i, s.A.col[e], V(a.A[e]));
             t.each(s.order(), [&](int i) { size[i] = size[i] * select(most[i] > V(T(0)), sqrt(most[i]), V(T(1))); });
         }
-        t.each(s.order(), [&](int i) { scale[i] = V(T(1)) / sqrt(size[i]), R[s.place[i]] = V(T(S::regularisation[0])) * size[i]; });
+        t.each(s.order(), [&](int i) { scale[i] = V(T(1)) / sqrt(size[i]); });
+        regularise(mask_of<V>(true));
     }
-    // Less of it, where the stage before did not end the matter.
-    template <class M> void tighten(M which, int stage) {
+    template <class M> void regularise(M which) {
         const SparsePattern& s = *a.pattern;
-        const V less = V(T(S::regularisation[stage]));
-        t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, less / (scale[i] * scale[i]), R[s.place[i]]); });
+        const V much = V(T(S::regularisation));
+        t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, much / (scale[i] * scale[i]), R[s.place[i]]); });
+    }
+    template <class M> void shrink(M which) {
+        t.each(a.pattern->order(), [&](int i) { R[i] = select(which, V(T(S::shrink)) * R[i], R[i]); });
     }
 
     OPTLAYER_CALL void factor(const V* D) {
@@ -273,7 +276,7 @@ struct SparseSystem {
     void start(Sides<V>& x) {
         const int n = a.n, rows = a.rows();
         unit = unit_dual = V(T(1));
-        regularise();
+        equilibrate();
         V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
         t.each(rows, [&](int i) {
             x.d[i] = V(T(1)) / sqrt(row_norm(i));
@@ -349,6 +352,8 @@ struct SparseSystem {
                 z_[j] = select(which & (abs(V(a.A[e])) > V(T(0))), a.b[i] / V(a.A[e]), z_[j]);
             }
     }
+    // What makes a slack a number of size one.
+    V side_unit(int i) const { return i < a.p ? V(T(1)) / scale[a.n + i] : scale[i - a.p]; }
     // The weight of an active row or bound: so that R does not matter beside it.
     V hard(int i) const {
         if (i < a.p) return V(T(1e-2)) / R[a.pattern->place[a.n + i]];

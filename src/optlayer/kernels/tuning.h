@@ -26,9 +26,9 @@ template <> struct Tuning<double> {
     static constexpr double safe = 1e-11, zero = 1e-18, dependent = 1e-11, slack = 1e-13, block_pivot = 1e-13;
     static constexpr double invertible = 1e-11;      // of M, before N = M⁻¹ is used
     static constexpr double enough = 1e-2;           // an answer within so much of the tolerance is not refined
-    // The interior point. Share of the way to the boundary; three stages of λs before a polish. [bench]
+    // The interior point. Share of the way to the boundary; stages of λs before a polish: the last one for the sparse engine. [bench, maros]
     static constexpr double boundary = 0.995;
-    static constexpr double stage[3] = {1e-6, 1e-10, 1e-14};
+    static constexpr double stage[4] = {1e-6, 1e-10, 1e-14, 1e-18};
     static constexpr int polish_rounds = 3;
     static constexpr int corrections = 8;            // of the active set of another solver's point
     static constexpr double path = 1e-12;            // without polish: the last point that still has its digits
@@ -36,8 +36,12 @@ template <> struct Tuning<double> {
     // refinement; the latter also decides how near to least norm the multipliers of dependent rows are; `absent`: the inverse weight of a row that drops out;
     // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
-    static constexpr double regularisation[3] = {1e-8, 1e-8, 1e-11};  // R of the sparse KKT matrix, equilibrated, by stage (sparse.h) [maros]
+    static constexpr double regularisation = 1e-8;   // R of the sparse KKT matrix, equilibrated (sparse.h) [maros]
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
+    // The polish of a sparse problem (finish, interior.h): steps and factors at most, steps without progress after which R
+    // shrinks, how often and how much. [maros]
+    static constexpr int most_steps = 40, most_factors = 20, patience = 5, shrinks = 3;
+    static constexpr double shrink = 1e-2;
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
     static constexpr int refinements = 2;            // of a direction, where a residual is `worth_refining`, relative [maros]
     static constexpr double worth_refining = 1e-3;

@@ -260,7 +260,9 @@ struct Verdict {
         if (any(noise * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
-        const auto lost = (noise * hidden > most_noise * level) & !(x.soft > V(0));  // forces of least violation cancel altogether
+        auto lost = noise * hidden > most_noise * level;
+        if constexpr (D::has_units) lost = lost | (noise * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); }));
+        lost = lost & !(x.soft > V(0));  // forces of least violation cancel altogether
         return select(lost, larger(worst, V(1)), worst);
     }
     // The same of the rows, and of slacks beside their multipliers.
