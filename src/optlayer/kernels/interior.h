@@ -175,7 +175,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     }
     // What is left of their equations, by the data themselves: gd, gp and e, and its sizes.
     struct Left { V dual, primal; };
-    OPTLAYER_CALL Left residuals() {
+    OPTLAYER_CALL Left residuals(bool rows_known = false) {  // (C z is in x.v)
         t.each(a.n, [&](int j) { gd[j] = a.q[j]; });
         a.add_Qz(t, out.z, gd);
         a.add_rows_t(t, out.y, gd);
@@ -183,7 +183,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         t.each(a.n, [&](int j) { gd[j] = -gd[j]; });
         a.A_times(t, out.z, gp);
         t.each(a.m, [&](int i) { gp[i] = fma(x.soft_equality, out.nu[i], a.b[i] - gp[i]); });
-        a.rows_times(t, out.z, x.v);
+        if (!rows_known) a.rows_times(t, out.z, x.v);
         const auto off = [&](int i) { return fnma(x.soft_row(i), out.y[i], x.v[i] - x.goal[i]); };
         t.each(a.rows(), [&](int i) { x.e[i] = x.D[i] * off(i); });
         const V dual = t.max(a.n, V(0), [&](int j) { return abs(gd[j]); });
@@ -266,7 +266,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         const auto affordable = [&] { return (steps < V(S::most_steps)) & !(stale & (factors >= V(S::most_factors))); };
         while (any(going = going & affordable())) {
             weigh();
-            Left now = residuals();
+            const Left now = residuals(any(steps > V(0)));
             slow = select(halved(now, before), V(0), slow + V(1));
             const auto look = going & (slow > V(0));
             if (any(look)) {
