@@ -252,7 +252,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     // broken and leaves out what pulls (Hintermüller, Ito and Kunisch 2003); where residuals no longer halve, R shrinks.
     // Returns the lanes that it has brought to `exact`.
     template <class M>
-    OPTLAYER_CALL M finish(M which, V exact) {
+    OPTLAYER_CALL M finish(M which, V exact, int most_factors) {
         using S = Tuning<T>;
         M going = which, stale = which, done = which & !which;
         Left before{V(T(1e30)), V(T(1e30))};
@@ -263,7 +263,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             factor_active();
             stale = stale & !going;
         };
-        const auto affordable = [&] { return (steps < V(S::most_steps)) & !(stale & (factors >= V(S::most_factors))); };
+        const auto affordable = [&] { return (steps < V(S::most_steps)) & !(stale & (factors >= V(T(most_factors)))); };
         while (any(going = going & affordable())) {
             weigh();
             const Left now = residuals(any(steps > V(0)));
@@ -443,7 +443,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 if (last) separate(open);
                 drop_idle(open);
                 if (last) keep(open, judge(), exact);
-                open = open & !finish(open, exact);
+                open = open & !finish(open, exact, stage ? Tuning<T>::most_factors : Tuning<T>::few_factors);
             } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
                 polish(open, Tuning<T>::polish_rounds);

@@ -38,9 +38,9 @@ template <> struct Tuning<double> {
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
     static constexpr double regularisation = 1e-8;   // R of the sparse KKT matrix, equilibrated (sparse.h) [maros]
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
-    // The polish of a sparse problem (finish, interior.h): steps and factors at most, steps without progress after which R
-    // shrinks, how often and how much. [maros]
-    static constexpr int most_steps = 40, most_factors = 20, patience = 5, shrinks = 3;
+    // The polish of a sparse problem (finish, interior.h): steps and factors at most (fewer from the first, early point, for the
+    // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
+    static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 5, shrinks = 3;
     static constexpr double shrink = 1e-2;
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
     static constexpr int refinements = 2;            // of a direction, where a residual is `worth_refining`, relative [maros]
