@@ -425,12 +425,26 @@ class Call {
         if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX);
         if (g.given) return;
         if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return;
+        const bool open = status(k) != PRIMAL_INFEASIBLE && !relaxed() && g.polish, uneven = plan.method == ACTIVE && units_apart(k);
+        if (open && uneven && rescale(g, k)) return;
         if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
             dispatch(spare, k, Arena(), Arena(work), Task::SOLVE, nullptr);
             if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) return;
         }
         if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return;  // the user does not want more
+        if (open && !uneven && rescale(g, k)) return;
         rescue(g, k);
+    }
+
+    // Whether the curvatures are so far apart that it is the variables' units that stop an active set.
+    bool units_apart(int64_t k) const {
+        const T* Q = View<const T>(g.Q).of(k);
+        T least = std::numeric_limits<T>::max(), most = T(0);
+        for (int j = 0; j < g.n; ++j) {
+            const T curvature = g.diagonal ? Q[j] : Q[size_t(j) * (g.n + 1)];
+            if (curvature > T(0)) least = std::min(least, curvature), most = std::max(most, curvature);
+        }
+        return double(most) * even_units > double(least);
     }
 
     // The derivative of one member: `done` by the kept factors, else with factors made anew, else by the last rung.

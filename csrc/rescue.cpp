@@ -21,6 +21,7 @@
 
 #include "kernels/interior.h"
 #include "kernels/normal.h"
+#include "kernels/solver.h"
 
 namespace optlayer {
 namespace {
@@ -46,6 +47,15 @@ struct Answer {
     int iterations = 0;
 };
 
+struct Room {  // memory for an arena
+    std::unique_ptr<char[]> bytes;
+    char* take(size_t size) {
+        constexpr size_t line = 64;
+        bytes.reset(new char[size + line]);
+        return bytes.get() + (line - reinterpret_cast<uintptr_t>(bytes.get()) % line) % line;
+    }
+};
+
 // One problem in the hands of the interior point, in precision V.
 template <class V> class Attempt {
   public:
@@ -59,8 +69,7 @@ template <class V> class Attempt {
         x.p = x.below = x.base = model.p, x.lower = x.upper = model.n, x.soft = V(soft), x.soft_equality = system.soft = V(soft_equality), system.kappa = V(1), loop.equilibrated = true;
         Arena measure;
         place(measure);
-        room_.reset(static_cast<char*>(::operator new(measure.used + 64)));
-        Arena arena(room_.get() + (64 - reinterpret_cast<uintptr_t>(room_.get()) % 64) % 64);
+        Arena arena(room_.take(measure.used));
         place(arena);
         for (int j = 0; j < model.n; ++j) q_[j] = V(model.q[j]);
         for (int i = 0; i < model.m; ++i) b_[i] = V(model.b[i]);
@@ -121,9 +130,9 @@ template <class V> class Attempt {
     }
     // Farkas' proof in y and nu, or a ray in z: both scaled, into `out`.
     bool proves(double tolerance, double most) { return loop.prove(true, out.y, out.nu, V(tolerance), V(most)); }
-    bool falls(const Numbers& ray, double tolerance) {
+    bool falls(const Numbers& ray, double tolerance, double steep) {
         for (int j = 0; j < model_.n; ++j) system.w[j] = V(ray[j]);
-        return loop.falls(system.w, V(tolerance), V(0));
+        return loop.falls(system.w, V(tolerance), V(0), V(steep));
     }
 
     // Q vz + A'vnu + C'vy = rz,  A vz = rnu,  σ c'vz - (s/lam) vk = rk over the sides with weight > 0 (infinite: an equality),
@@ -188,8 +197,7 @@ template <class V> class Attempt {
 
   private:
     const Model& model_;
-    struct Free { void operator()(char* p) const { ::operator delete(p); } };
-    std::unique_ptr<char, Free> room_;
+    Room room_;
     V *q_, *b_;
     Team team;
     Data<V, double> a{};
@@ -207,6 +215,47 @@ template <class V> class Attempt {
         system.place(w, w), loop.place(w);
     }
 };
+
+// The active set of the first rung for one problem: SOLVED, PRIMAL_INFEASIBLE with its proof for an answer, or neither.
+int32_t by_active_set(const Model& model, double tolerance, int iterations, Answer& found) {
+    const int n = model.n, m = model.m, p = model.p;
+    const auto tensor = [](const Numbers& x) { return Tensor{const_cast<double*>(x.data()), 0}; };
+    Numbers slacks(model.sides()), residuals(3);
+    found.z.resize(n), found.nu.resize(m), found.lam.resize(model.sides());
+    int32_t status = MAX_ITERATIONS;
+    Args g{};
+    g.n = n, g.m = m, g.p = p, g.batch = 1, g.tolerance = tolerance, g.max_iterations = iterations, g.polish = 1;
+    g.Q = tensor(model.Q), g.q = tensor(model.q), g.G = tensor(model.G), g.h = tensor(model.h), g.h_lower = tensor(model.h_lower);
+    g.A = tensor(model.A), g.b = tensor(model.b), g.lb = tensor(model.lb), g.ub = tensor(model.ub);
+    double* lam = found.lam.data();
+    g.z = tensor(found.z), g.nu = tensor(found.nu), g.s = tensor(slacks);
+    g.lam = {lam, 0}, g.lam_lower = {lam + p, 0}, g.lam_lb = {lam + 2 * p, 0}, g.lam_ub = {lam + 2 * p + n, 0};
+    g.status = {&status, 0}, g.iterations = {&found.iterations, 0};
+    g.primal_residual = {&residuals[0], 0}, g.dual_residual = {&residuals[1], 0}, g.gap = {&residuals[2], 0};
+    Plan plan{};
+    plan.method = ACTIVE, plan.lanes = 1, plan.n = n, plan.m = m, plan.p = p, plan.bounds = n;
+    plan.below = plan.lower = plan.upper = plan.whole = true;
+    Room room;
+    size_t size = 0;
+    for (bool measure : {true, false}) {
+        Arena at(measure ? nullptr : room.take(size));
+        Group<double, double> group(g, plan);
+        group.place_matrices(at, nullptr, nullptr, nullptr);
+        group.place_sides(at, at);
+        ActiveFactors<double> factors{};
+        factors.place(at, at, at, n, m, p, n, false, true);
+        bool bad = false;
+        if (!measure) {
+            group.choose_members(0), group.load_matrices(), group.load_vectors(), group.load_sides();
+            bad = factors.prepare(group.t, group.a);
+        }
+        Active<Solo<double>, double, double> system(group.t, group.a, factors);
+        system.place(at, at);
+        group.solve(system, at, bad);
+        size = at.used;
+    }
+    return status;
+}
 
 // ---- a member in units of its own ------------------------------------------------------------------------------------
 
@@ -565,10 +614,12 @@ struct Rung {
         iterations = g.max_iterations;
     }
 
-    // Twice the precision costs forty times the time: beyond this order (about 60 variables and rows) a call would take seconds.
-    bool affords_twofold() const {
+    // Twice the precision costs forty times the time: beyond this order (about 60 variables and rows) a call would take seconds;
+    // only to make an answer better that meets the tolerance, beyond about 20 it would be a cliff.
+    static constexpr double twofold_work = 5e5, twofold_work_to_improve = 2e4;
+    bool affords_twofold(bool to_improve = false) const {
         const double n = model.n;
-        return n * n * (n + model.m + model.p) <= 5e5;
+        return n * n * (n + model.m + model.p) <= (to_improve ? twofold_work_to_improve : twofold_work);
     }
 
     // The answer in double, judged; with its bounds kept.
@@ -587,7 +638,7 @@ struct Rung {
         if (g.single == 2) {
             for (Numbers* x : {&found.z, &found.nu, &found.lam})
                 for (double& v : *x) v = double(float(v));
-            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = judge.loop.most_of_sides = Tuning<float>::most_noise;
+            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = Tuning<float>::most_noise, judge.loop.most_of_sides = Tuning<float>::most_of_sides;
             off = std::max(off, judge.judge(found));
         }
         bool idle = false;  // what is no equality has no multiplier
@@ -656,36 +707,39 @@ struct Rung {
         const bool fine = soft.solve(1e-12, iterations);
         Answer point = soft.violations(model);
         const double violated = violation(point);
-        if (violated > tolerance && !g.closest) {
-            Attempt<V> prover(model, 0);
-            for (int round = 0; round < 3; ++round) {
-                prover.judge(point);
-                if (prover.proves(proof, 1 / (1e-3 * tolerance))) {
-                    found = prover.answer();
-                    return scaled.store(found, true), PRIMAL_INFEASIBLE;
-                }
-                balance(soft, point);
-            }
-        }
-        if (fine) {
-            if (violated > tolerance) {
-                if (g.closest) return closest<V>(point, found) ? CLOSEST : MAX_ITERATIONS;
-                if (std::is_same<V, double>::value && affords_twofold()) return settle<Twofold>(found);  // small beside the data: rounded away
-            } else if (violated > 1e-14 && closest<V>(point, found) && error(found) <= tolerance) {
-                return scaled.store(found, false), SOLVED;
-            }
+        if (violated > tolerance && !g.closest && contradiction<V>(soft, point, found)) return PRIMAL_INFEASIBLE;
+        if (fine && violated > tolerance) {
+            if (g.closest) return closest<V>(point, found) ? CLOSEST : MAX_ITERATIONS;
+            if (std::is_same<V, double>::value && affords_twofold()) return settle<Twofold>(found);  // small beside the data: rounded away
+        } else if (fine && violated > 1e-14) {  // near the tolerance one is as right as the other
+            if (closest<V>(point, found) && error(found) <= tolerance) return scaled.store(found, false), SOLVED;
+            if (violated > 0.1 * tolerance && !g.closest && contradiction<V>(soft, point, found)) return PRIMAL_INFEASIBLE;
         }
         const Model directions = recession_of(model);
         Attempt<V> ray(directions, 0);
         ray.solve(1e-12, iterations);
         Attempt<V> prover(model, 0);
-        if (prover.falls(ray.answer().z, proof)) {
+        if (prover.falls(ray.answer().z, proof, g.single ? 1e-3 : 0)) {
             scaled.store_ray(prover.answer().z);
             return DUAL_INFEASIBLE;
         }
         return MAX_ITERATIONS;
     }
 
+    // Whether least violation proves that nothing is feasible; the proof is stored.
+    template <class V> bool contradiction(Attempt<V>& soft, Answer point, Answer& found) const {
+        Attempt<V> prover(model, 0);
+        for (int round = 0; round < 3; ++round) {
+            prover.judge(point);
+            if (prover.proves(proof, 1 / (1e-3 * tolerance))) {
+                found = prover.answer();
+                scaled.store(found, true);
+                return true;
+            }
+            balance(soft, point);
+        }
+        return false;
+    }
     // The multipliers y of least violation, nearer to C'y = 0: where the violation is small beside the data, z in double holds
     // few of its digits. With w from the equations of least violation, C'C w = C'y, they are y − C w.
     template <class V> void balance(Attempt<V>& soft, Answer& point) const {
@@ -927,6 +981,27 @@ template <class V> bool derive(const Args& g, const Scaled& scaled) {
 
 }  // namespace
 
+bool rescale(const Args& g, int64_t k) {
+    const Scaled scaled(g, k);
+    if (scaled.contradicts(g.tolerance)) return false;
+    const Rung rung(g, scaled);
+    Answer found;
+    int32_t verdict = by_active_set(scaled.model, g.tolerance, g.max_iterations, found);
+    if (verdict == PRIMAL_INFEASIBLE && !g.closest) {
+        Attempt<double> prover(scaled.model, 0);
+        prover.judge(found);
+        if (!prover.proves(rung.proof, rung.most)) return false;
+        const int pivots = found.iterations;
+        found = prover.answer(), found.iterations = pivots;
+    } else if (verdict != SOLVED || rung.error(found) > g.tolerance * Tuning<double>::enough) {
+        return false;
+    }
+    *(static_cast<int32_t*>(g.status.data) + k * g.status.stride) = verdict;
+    scaled.store(found, verdict == PRIMAL_INFEASIBLE);
+    scaled.finish(found.iterations);
+    return true;
+}
+
 int32_t rescue(const Args& g, int64_t k) {
     const Scaled scaled(g, k);
     int32_t& status = *(static_cast<int32_t*>(g.status.data) + k * g.status.stride);
@@ -955,7 +1030,7 @@ int32_t rescue(const Args& g, int64_t k) {
         const Rung rung(g, scaled);
         const bool hopeless = g.closest && status == PRIMAL_INFEASIBLE;  // a rung before has proven it
         status = hopeless ? rung.settle<double>(found) : rung.climb<double>(found);
-        if ((status == MAX_ITERATIONS || status == ROUGH) && rung.affords_twofold()) {
+        if ((status == MAX_ITERATIONS || status == ROUGH) && rung.affords_twofold(status == ROUGH)) {
             Answer better;
             const int32_t again = rung.climb<Twofold>(better);
             if (again != MAX_ITERATIONS || status != ROUGH) status = again, found = better;

@@ -6,6 +6,8 @@
 
 namespace optlayer {
 
+// Settles member k by the active set in units of its own, where the user's were in its way; false: it does not.
+bool rescale(const Args& g, int64_t k);
 // Settles member k: its point and status are written; what is left is a problem that no rung solves. `bits` of a float32
 // problem are those of float (Args::single == 2).
 int32_t rescue(const Args& g, int64_t k);

@@ -346,7 +346,7 @@ struct Group {
         t.each(plan.rows(), [&](int i) { point.y[i] = X(0); });
         sides.each(t, [&](int k, int i, X sg) { point.y[i] = fma(sg, point.lam[k], point.y[i]); });
         const X tolerance = X(R(g.tolerance));
-        judge.noise = X(R(Tuning<float>::rounded)), judge.most_noise = judge.most_of_sides = X(R(Tuning<float>::most_noise));
+        judge.noise = X(R(Tuning<float>::rounded)), judge.most_noise = X(R(Tuning<float>::most_noise)), judge.most_of_sides = X(R(Tuning<float>::most_of_sides));
         point.solved = select(judge.judge() <= tolerance, point.solved, X(0));
     }
 #endif

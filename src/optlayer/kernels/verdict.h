@@ -165,8 +165,9 @@ struct Verdict {
     }
 
     // Whether z, at least `least` long, is such a ray, each row relative to its largest entry; it is then scaled into `out`.
-    // It must fall far more than it is off: an error of the data of that size may have made it.
-    OPTLAYER_CALL bool falls(const V* ray, T tol, T least) {
+    // It must fall far more than it is off: an error of the data of that size may have made it. At least `steep`, relative to
+    // the steepest direction.
+    OPTLAYER_CALL bool falls(const V* ray, T tol, T least, T steep = T(0)) {
         const T z = t.max(a.n, T(0), [&](int j) { return abs(ray[j]); });
         t.each(a.n, [&](int j) { gd[j] = T(0); });
         a.add_Qz(t, ray, gd);
@@ -178,7 +179,7 @@ struct Verdict {
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
         const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (!(z > least && off <= tol * z && fall < T(-1e6) * larger(off, T(noise * z)) * slope)) return false;
+        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, T(noise * z)), steep * z) * slope)) return false;
         t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
         t.each(a.m, [&](int i) { out.nu[i] = T(0); });
         t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
