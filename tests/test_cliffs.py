@@ -78,7 +78,10 @@ def test_batches_of_each_kind_pass_the_oracle(seed: int) -> None:
     assert found.count("gave up") <= 1
 
 
-@pytest.mark.parametrize("seed", [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9001790, 17001111, 17002461, 9002175, 7001674])
+@pytest.mark.parametrize(
+    "seed",
+    [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9001790, 17001111, 17002461, 9002175, 7001674],
+)
 def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
     """Vertices at zero, rays that fall slowly, optimal faces without end, Q of float32 without full rank."""
     draw = fuzz.draw(seed)

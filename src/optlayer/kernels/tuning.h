@@ -57,7 +57,7 @@ template <> struct Tuning<double> {
 };
 
 template <> struct Tuning<float> {
-    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 1, rounded = 1e-6f;
+    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 10, rounded = 1e-6f;
     static constexpr float noise(int) { return 2e-7f; }  // no more, and no `most_noise`: double can do better, and judges that
     // `rounded`: the noise of an answer that was found in double and rounded.
     // (What is not well conditioned is left to double.)
