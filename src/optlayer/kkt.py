@@ -46,6 +46,8 @@ class Residuals(NamedTuple):
 
 CANCELLED = 10.0
 """How many times what is left of some terms they may excuse: more digits than that may not cancel."""
+FINE = 1e-11
+"""A residual below this, relative to what is left of its terms, needs no excuse."""
 
 
 def one_sided(problem: Problem, lam: Tensor, lam_lower: Tensor | None) -> tuple[Problem, Tensor]:
@@ -121,9 +123,9 @@ def residuals(
     dual, primal = largest(stationarity), z.new_zeros(len(z))
     gap = (z * (Qz + q)).sum(-1)
     # what rounding may hide, of the largest force and of the largest side
-    most, most_of_sides = (1.0, 1.0) if single else (1e-3, 1e-6)
+    most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
     lost = noise * largest(unit * full) > most * level
-    reach, level = primal, primal  # the largest terms of a row, and the largest side, in units of the rows
+    reach, level = primal, primal  # in units of the rows: the largest terms that excuse residuals, and the largest side
     for M, side, y, equality, sign in rows:
         absent, side = side.isinf(), finite(side)
         there = side.abs().expand_as(y)
@@ -134,17 +136,19 @@ def residuals(
         over = value - side
         terms = value.abs() + there, around[0] + there, around[1]
         if equality:
-            broken = over.abs()
-            worst.append(share(broken, *terms).amax(-1))
+            broken = off = over.abs()
+            worst.append(share(off, *terms).amax(-1))
         else:
             over = torch.where(absent, -torch.inf, over)
             broken, pressed, weight = over.clamp(min=0), y > 0, torch.where(y == 0, 0.0, y.abs() * _weights(M, left))
-            found = share(torch.where(pressed, over.abs(), broken), *terms)
+            off = torch.where(pressed, over.abs(), broken)
+            found = share(off, *terms)
             found = torch.where(pressed & (over < 0), torch.minimum(found, weight), found)
             worst += [found.amax(-1), torch.where((y < 0) | absent, weight, 0.0).amax(-1)]
         primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
         unit = torch.where(absent | (top == 0), 0.0, 1 / top)
-        reach, level = (torch.maximum(x, (unit * y).amax(-1)) for x, y in ((reach, around[0]), (level, there)))
+        reach = torch.maximum(reach, torch.where(off > FINE * terms[0], unit * around[0], 0.0).amax(-1))
+        level = torch.maximum(level, (unit * there).amax(-1))
     lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
     worst.append(torch.where(lost, 1.0, 0.0).to(z))
     relative = torch.stack(worst).amax(0)

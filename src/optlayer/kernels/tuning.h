@@ -22,7 +22,7 @@ template <> struct Tuning<double> {
     static constexpr double rounding = 2.2e-16;
     // The judge (verdict.h). A residual below `fine` of the cheap terms needs no look at the full ones; residuals of
     // what rounding can do are none; where rounding can do more than `most_noise` of the forces, or `most_of_sides`, nothing is known.
-    static constexpr double fine = 1e-11, most_noise = 1e-3, most_of_sides = 1e-6;
+    static constexpr double fine = 1e-11, most_noise = 1e-3, most_of_sides = 1e-5;
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
     // The active-set method. A pivot of Q is safe above `safe` of the entry it came from, and above `zero` of the largest
     // one; a row is dependent below `dependent` of its own M_ii; violations up to `slack` are none. [fuzz]
@@ -71,7 +71,7 @@ template <> struct Tuning<float> {
 
 #ifndef __CUDACC_RTC__
 template <> struct Tuning<Twofold> {  // twice the digits of double, and twice the exponents
-    static constexpr double infinity = 1e300, huge_pivot = 1e128, rounding = 1e-31, fine = 1e-13, most_noise = 1e-3, most_of_sides = 1e-6;
+    static constexpr double infinity = 1e300, huge_pivot = 1e128, rounding = 1e-31, fine = 1e-13, most_noise = 1e-3, most_of_sides = 1e-5;
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
     static constexpr double enough = 1e-2, boundary = 0.999, stage[3] = {1e-8, 1e-16, 1e-24}, path = 1e-20;
     static constexpr int polish_rounds = 4;
