@@ -432,8 +432,7 @@ class Call {
             if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) return;
         }
         if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return;  // the user does not want more
-        if (open && !uneven && rescale(g, k)) return;
-        rescue(g, k);
+        rescue(g, k, !open || uneven);
     }
 
     // Whether the curvatures are so far apart that it is the variables' units that stop an active set.

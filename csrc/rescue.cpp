@@ -16,12 +16,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <vector>
 
-#include "kernels/interior.h"
-#include "kernels/normal.h"
-#include "kernels/solver.h"
+#include "call.h"
 
 namespace optlayer {
 namespace {
@@ -47,15 +44,6 @@ struct Answer {
     int iterations = 0;
 };
 
-struct Room {  // memory for an arena
-    std::unique_ptr<char[]> bytes;
-    char* take(size_t size) {
-        constexpr size_t line = 64;
-        bytes.reset(new char[size + line]);
-        return bytes.get() + (line - reinterpret_cast<uintptr_t>(bytes.get()) % line) % line;
-    }
-};
-
 // One problem in the hands of the interior point, in precision V.
 template <class V> class Attempt {
   public:
@@ -69,7 +57,7 @@ template <class V> class Attempt {
         x.p = x.below = x.base = model.p, x.lower = x.upper = model.n, x.soft = V(soft), x.soft_equality = system.soft = V(soft_equality), system.kappa = V(1), loop.equilibrated = true;
         Arena measure;
         place(measure);
-        Arena arena(room_.take(measure.used));
+        Arena arena(static_cast<char*>(room_.reserve(measure.used)));
         place(arena);
         for (int j = 0; j < model.n; ++j) q_[j] = V(model.q[j]);
         for (int i = 0; i < model.m; ++i) b_[i] = V(model.b[i]);
@@ -197,7 +185,7 @@ template <class V> class Attempt {
 
   private:
     const Model& model_;
-    Room room_;
+    Scratch room_;
     V *q_, *b_;
     Team team;
     Data<V, double> a{};
@@ -235,25 +223,11 @@ int32_t by_active_set(const Model& model, double tolerance, int iterations, Answ
     Plan plan{};
     plan.method = ACTIVE, plan.lanes = 1, plan.n = n, plan.m = m, plan.p = p, plan.bounds = n;
     plan.below = plan.lower = plan.upper = plan.whole = true;
-    Room room;
-    size_t size = 0;
-    for (bool measure : {true, false}) {
-        Arena at(measure ? nullptr : room.take(size));
-        Group<double, double> group(g, plan);
-        group.place_matrices(at, nullptr, nullptr, nullptr);
-        group.place_sides(at, at);
-        ActiveFactors<double> factors{};
-        factors.place(at, at, at, n, m, p, n, false, true);
-        bool bad = false;
-        if (!measure) {
-            group.choose_members(0), group.load_matrices(), group.load_vectors(), group.load_sides();
-            bad = factors.prepare(group.t, group.a);
-        }
-        Active<Solo<double>, double, double> system(group.t, group.a, factors);
-        system.place(at, at);
-        group.solve(system, at, bad);
-        size = at.used;
-    }
+    Scratch room;
+    Arena kept, size, keep;
+    run_group<double, double>(g, plan, nullptr, 0, kept, size, Task::SOLVE, nullptr);
+    Arena work(static_cast<char*>(room.reserve(kept.used + size.used)));
+    run_group<double, double>(g, plan, nullptr, 0, keep, work, Task::SOLVE, nullptr);
     return status;
 }
 
@@ -638,7 +612,7 @@ struct Rung {
         if (g.single == 2) {
             for (Numbers* x : {&found.z, &found.nu, &found.lam})
                 for (double& v : *x) v = double(float(v));
-            judge.loop.noise = Tuning<float>::rounded, judge.loop.most_noise = Tuning<float>::most_noise, judge.loop.most_of_sides = Tuning<float>::most_of_sides;
+            judge.loop.expect_rounded();
             off = std::max(off, judge.judge(found));
         }
         bool idle = false;  // what is no equality has no multiplier
@@ -661,6 +635,23 @@ struct Rung {
         return Tuning<double>::noise(model.n) * terms > Tuning<double>::most_of_sides * (std::abs(curved) + std::abs(linear));
     }
 
+    // The active set: SOLVED or PRIMAL_INFEASIBLE, stored; MAX_ITERATIONS: neither.
+    int32_t pivot(Answer& found) const {
+        Answer end;
+        const int32_t verdict = by_active_set(model, tolerance, iterations, end);
+        const int pivots = end.iterations;
+        if (verdict == PRIMAL_INFEASIBLE && !g.closest) {
+            Attempt<double> prover(model, 0);
+            prover.judge(end);
+            if (!prover.proves(proof, most)) return MAX_ITERATIONS;
+            end = prover.answer();
+        } else if (verdict != SOLVED || error(end) > tolerance * Tuning<double>::enough) {
+            return MAX_ITERATIONS;
+        }
+        scaled.store(end, verdict == PRIMAL_INFEASIBLE);
+        found = end, found.iterations = pivots;
+        return verdict;
+    }
     template <class V> int32_t climb(Answer& found) const {
         // Where the first starting point is too near the boundary for its residuals, the next ones are far from it.
         int count = 0;
@@ -984,25 +975,15 @@ template <class V> bool derive(const Args& g, const Scaled& scaled) {
 bool rescale(const Args& g, int64_t k) {
     const Scaled scaled(g, k);
     if (scaled.contradicts(g.tolerance)) return false;
-    const Rung rung(g, scaled);
     Answer found;
-    int32_t verdict = by_active_set(scaled.model, g.tolerance, g.max_iterations, found);
-    if (verdict == PRIMAL_INFEASIBLE && !g.closest) {
-        Attempt<double> prover(scaled.model, 0);
-        prover.judge(found);
-        if (!prover.proves(rung.proof, rung.most)) return false;
-        const int pivots = found.iterations;
-        found = prover.answer(), found.iterations = pivots;
-    } else if (verdict != SOLVED || rung.error(found) > g.tolerance * Tuning<double>::enough) {
-        return false;
-    }
+    const int32_t verdict = Rung(g, scaled).pivot(found);
+    if (verdict == MAX_ITERATIONS) return false;
     *(static_cast<int32_t*>(g.status.data) + k * g.status.stride) = verdict;
-    scaled.store(found, verdict == PRIMAL_INFEASIBLE);
     scaled.finish(found.iterations);
     return true;
 }
 
-int32_t rescue(const Args& g, int64_t k) {
+int32_t rescue(const Args& g, int64_t k, bool pivoted) {
     const Scaled scaled(g, k);
     int32_t& status = *(static_cast<int32_t*>(g.status.data) + k * g.status.stride);
     Answer found;
@@ -1029,7 +1010,8 @@ int32_t rescue(const Args& g, int64_t k) {
     } else {
         const Rung rung(g, scaled);
         const bool hopeless = g.closest && status == PRIMAL_INFEASIBLE;  // a rung before has proven it
-        status = hopeless ? rung.settle<double>(found) : rung.climb<double>(found);
+        status = pivoted || contradiction ? MAX_ITERATIONS : rung.pivot(found);
+        if (status == MAX_ITERATIONS) status = hopeless ? rung.settle<double>(found) : rung.climb<double>(found);
         if ((status == MAX_ITERATIONS || status == ROUGH) && rung.affords_twofold(status == ROUGH)) {
             Answer better;
             const int32_t again = rung.climb<Twofold>(better);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/twofold.h"
-#include "rescue.h"
+#include "../rescue.h"
 
 using namespace optlayer;
 

@@ -101,11 +101,11 @@ def residuals(
             forces, full = forces + sign * y, full + y.abs()
     stationarity, left = Qz + q + forces, left + forces.abs()
     # How large rounding may see each variable: as a Newton step; without curvature, as the rows that it enters allow.
+    reached = [size if M is None else mul(magnitude(M), size) for M, *_ in rows]  # the terms of each row
     step, flat = torch.zeros_like(z), diagonal == 0
     if flat.any():
-        for M, *_ in rows:
-            if M is not None:
-                step = torch.maximum(step, _steps(M, mul(magnitude(M), size)))
+        for (M, *_), around in zip(rows, reached, strict=True):
+            step = step if M is None else torch.maximum(step, _steps(M, around))
     scale = torch.maximum(size, torch.where(flat, step, left / diagonal.where(~flat, 1.0)))
     scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
 
@@ -126,15 +126,15 @@ def residuals(
     most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
     lost = noise * largest(unit * full) > most * level
     reach, level = primal, primal  # in units of the rows: the largest terms that excuse residuals, and the largest side
-    for M, side, y, equality, sign in rows:
+    for (M, side, y, equality, sign), around in zip(rows, reached, strict=True):
         absent, side = side.isinf(), finite(side)
         there = side.abs().expand_as(y)
         if M is None:
-            value, around, top = sign * z, [size, scale], torch.ones_like(z[:, :1])
+            value, blurred, top = sign * z, scale, torch.ones_like(z[:, :1])
         else:
-            value, around, top = mul(M, z), [mul(magnitude(M), x) for x in (size, scale)], matrices.row_sizes(M)
+            value, blurred, top = mul(M, z), mul(magnitude(M), scale), matrices.row_sizes(M)
         over = value - side
-        terms = value.abs() + there, around[0] + there, around[1]
+        terms = value.abs() + there, around + there, blurred
         if equality:
             broken = off = over.abs()
             worst.append(share(off, *terms).amax(-1))
@@ -147,7 +147,7 @@ def residuals(
             worst += [found.amax(-1), torch.where((y < 0) | absent, weight, 0.0).amax(-1)]
         primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
         unit = torch.where(absent | (top == 0), 0.0, 1 / top)
-        reach = torch.maximum(reach, torch.where(off > FINE * terms[0], unit * around[0], 0.0).amax(-1))
+        reach = torch.maximum(reach, torch.where(off > FINE * terms[0], unit * around, 0.0).amax(-1))
         level = torch.maximum(level, (unit * there).amax(-1))
     lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
     worst.append(torch.where(lost, 1.0, 0.0).to(z))

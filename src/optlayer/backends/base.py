@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from optlayer import matrices
-from optlayer.core.settings import Settings
+from optlayer.core.settings import Settings, tolerance_of
 from optlayer.core.status import Status
 from optlayer.core.structure import NAMES
 from optlayer.point import Point
@@ -210,7 +210,7 @@ def report(
         tolerance: of the relative residual; None: that of the settings, or what our own solutions have.
     """
     own = ours(problem)
-    tolerance = tolerance or settings.tolerance or (1e-5 if problem.dtype is torch.float32 else 1e-9)
+    tolerance = tolerance or tolerance_of(settings, problem.dtype is torch.float32)
     point = own.judge(problem, settings, answer, tolerance)
     if iterations is not None:
         point.counts[:, 1] = iterations

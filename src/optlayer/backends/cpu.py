@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from optlayer.backends import args, zeros
 from optlayer.backends import sparse as by_pattern
 from optlayer.backends.base import Adjoint, Answer, Backend
-from optlayer.core.native import INTERRUPTED, VARIANTS, Core, Plan
+from optlayer.core.native import VARIANTS, Core, Plan, run
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
 from optlayer.core.structure import NAMES, Structure
@@ -166,7 +166,7 @@ def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bo
     point.unsolved = 0
     if problem.structure.batch != 0:
         args.fill_data(words, plan, problem, kept)
-        point.unsolved = _run(core.solve, problem, words)
+        point.unsolved = run(core.solve, problem.structure, words.buffer_info()[0])
         if keep_factor:
             point.factor = (_adopt(core, words[_FACTOR], words[_FACTOR + 1]),)
     elif keep_factor:
@@ -175,19 +175,6 @@ def _found(problem: Problem, settings: Settings, keep_factor: bool, smoothed: bo
 
 
 _FACTOR = args.SLOTS["factor"]
-
-
-def _run(function: Callable[..., int], problem: Problem, *args: array[int]) -> int:
-    """What a function of the core returns. After Ctrl-C, Python's own handler runs between two calls, and raises."""
-    addresses = [x.buffer_info()[0] for x in args]
-    while (left := function(*addresses)) == INTERRUPTED:
-        pass
-    if left < 0:
-        raise MemoryError(
-            f"the compiled core ran out of memory on a batch of {problem.batch} with "
-            f"n={problem.n}, m={problem.m}, p={problem.p}"
-        )
-    return left
 
 
 @functools.cache
@@ -263,7 +250,7 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
         if structure.two_sided:  # beside the upper sides
             upper, lower = args.SLOTS["r_lam"], args.SLOTS["r_lower"]
             words[lower], words[lower + 1] = words[upper] + structure.p * v.element_size(), words[upper + 1]
-        _run(core.kkt_solve, problem, words)
+        run(core.kkt_solve, problem.structure, words.buffer_info()[0])
     return answer
 
 
@@ -296,7 +283,7 @@ def pullback(
     if grad_z.is_neg() or not grad_z.is_contiguous():
         grad_z = grad_z.resolve_neg().contiguous()
     words[_RHS], words[_RHS + 1] = args.address(grad_z), structure.n
-    _run(core.pullback, problem, words, to)
+    run(core.pullback, problem.structure, words.buffer_info()[0], to.buffer_info()[0])
     return grads
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from optlayer.backends import args, cpu, nvrtc, reference
 from optlayer.backends.base import Adjoint
-from optlayer.core.settings import Settings
+from optlayer.core.settings import Settings, tolerance_of
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -179,7 +179,7 @@ class _Call:
             problem.n, problem.m, problem.p, self.batch, self.single, problem.structure.diagonal, METHOD, 1, 1,
             settings.max_iterations, settings.polish, keep_factor, 0, 0,
         )
-        self.tolerance = settings.tolerance or (1e-5 if self.single else 1e-9)
+        self.tolerance = tolerance_of(settings, self.single)
         self.device = nvrtc.device(_index(problem.device))
         self.plan = self._plan()
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from optlayer import kkt
 from optlayer.backends.base import Adjoint, Answer, Backend
-from optlayer.core.settings import Settings
+from optlayer.core.settings import Settings, tolerance_of
 from optlayer.core.status import Status
 from optlayer.core.structure import Structure
 from optlayer.matrices import Diagonal
@@ -610,7 +610,7 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
 def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member; `keep_factor`: a derivative will be asked for."""
     standard = _standard(problem)
-    tolerance = settings.tolerance or (1e-5 if problem.dtype == torch.float32 else 1e-9)
+    tolerance = tolerance_of(settings, problem.dtype == torch.float32)
     status, sound = _vet(problem, standard)
     answer = _nothing(standard, status)
     iterations = torch.zeros_like(status)

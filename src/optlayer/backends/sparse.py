@@ -16,8 +16,8 @@ from torch import Tensor
 
 from optlayer.backends import args
 from optlayer.backends.base import Adjoint, Answer
-from optlayer.core.native import ADJOINT, INTERRUPTED, Core
-from optlayer.core.settings import Settings
+from optlayer.core.native import ADJOINT, Core, run
+from optlayer.core.settings import Settings, tolerance_of
 from optlayer.core.status import Status
 from optlayer.core.structure import PARTS, Kind, Patterned, Structure
 from optlayer.point import Point
@@ -96,7 +96,7 @@ class _Call:
             "diagonal": structure.diagonal, "lanes": LANES, "threads": torch.get_num_threads(),
             "max_iterations": settings.max_iterations, "polish": int(settings.polish), "keep": int(keep_factor),
         }  # fmt: skip
-        self.tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        self.tolerance = tolerance_of(settings, single)
         self.smoothing = settings.smoothing if smoothed and settings.gradient == "smoothed" else 0.0
         self.places: dict[str, tuple[int, int]] = {}
         self.add(_DATA, args.place_data(self.keep, self.problem))
@@ -148,7 +148,7 @@ def found(core: Core, adopt: Any, problem: Problem, settings: Settings, keep_fac
     if call.batch:
         call.add_point(point)
         packed = call.pack()
-        point.unsolved = _or_memory_error(core.sparse_solve(call.plan.handle, packed), call)
+        point.unsolved = run(core.sparse_solve, call.structure, call.plan.handle, packed)
         if keep_factor:
             factor = (adopt(core, *args.factor(packed)),)
     return _returned(point, problem, factor)
@@ -163,11 +163,10 @@ def judge(core: Core, problem: Problem, settings: Settings, answer: Answer, tole
         mine.copy_(theirs)
     if call.batch:
         call.add_point(point)
-        packed = call.pack()
-        run = functools.partial(core.sparse_solve, call.plan.handle) if problem.sparse else core.solve
-        while (left := run(packed)) == INTERRUPTED:
-            pass
-        _or_memory_error(left, call)
+        if problem.sparse:
+            run(core.sparse_solve, call.structure, call.plan.handle, call.pack())
+        else:
+            run(core.solve, call.structure, call.pack())
     return _returned(point, problem, ())
 
 
@@ -178,15 +177,6 @@ def _returned(point: Point, problem: Problem, factor: tuple[Tensor, ...]) -> Poi
         point.z.reshape(*problem.structure.shape, problem.n), point.rest, point.counts, point.residuals, point.widths,
         factor, point.unsolved,
     )  # fmt: skip
-
-
-def _or_memory_error(left: int, call: _Call) -> int:
-    if left < 0:
-        raise MemoryError(
-            f"the compiled core ran out of memory on a batch of {call.batch} with "
-            f"n={call.structure.n}, m={call.structure.m}, p={call.structure.p}"
-        )
-    return left
 
 
 def _adjoint(
@@ -215,7 +205,7 @@ def kkt_solve(core: Core, problem: Problem, settings: Settings, point: Point, rh
     """As `cpu.kkt_solve`."""
     call, v = _adjoint(core, problem, settings, point, rhs)
     if call.batch:
-        _or_memory_error(core.sparse_kkt_solve(call.plan.handle, call.pack()), call)
+        run(core.sparse_kkt_solve, call.structure, call.plan.handle, call.pack())
     return Adjoint(*v.to(problem.dtype).split(problem.structure.adjoint_widths, 1))
 
 
@@ -236,5 +226,5 @@ def pullback(
         wanted += (args.address(grad), grad.stride(0) if grad.dim() > rank else 0)
     wanted += [0] * 16
     gradients = struct.pack(f"={len(wanted)}q", *wanted)
-    _or_memory_error(core.sparse_pullback(call.plan.handle, call.pack(), gradients), call)
+    run(core.sparse_pullback, call.structure, call.plan.handle, call.pack(), gradients)
     return [None if x is None else x.to(problem.dtype) for x in grads]

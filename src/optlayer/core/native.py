@@ -11,10 +11,11 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from optlayer.core.settings import Settings
+from optlayer.core.settings import Settings, tolerance_of
 from optlayer.core.structure import NAMES, PARTS, Structure
 
 NUMBERS = (
@@ -30,8 +31,7 @@ TENSORS = (
     "factor",
 )  # address and stride between members (in elements; 0: shared) each
 ADJOINT = ("v_z", "v_lam", "v_nu", "v_lb", "v_ub")
-INTERRUPTED = -2
-"""What a function of the core returns after Ctrl-C: call it again."""
+_INTERRUPTED = -2
 METHODS = ("auto", "schur", "normal", "diagonal", "null_space", "active")
 
 _FORMAT = struct.Struct(f"={len(NUMBERS)}i2d{2 * len(TENSORS)}q")
@@ -58,6 +58,18 @@ def factor(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
     """Address and size of the block with the factors."""
     address, size = struct.unpack_from("=2q", buffer, SIZE - 16)
     return address, size
+
+
+def run(function: Callable[..., int], structure: Structure, *args: Any) -> int:
+    """What a function of the core returns. After Ctrl-C, Python's own handler runs between two calls, and raises."""
+    while (left := function(*args)) == _INTERRUPTED:
+        pass
+    if left < 0:
+        raise MemoryError(
+            f"the compiled core ran out of memory on a batch of {structure.batch} with "
+            f"n={structure.n}, m={structure.m}, p={structure.p}"
+        )
+    return left
 
 
 SLOTS = {name: SIZE // 8 - 2 * (len(TENSORS) - i) for i, name in enumerate(TENSORS)}
@@ -94,7 +106,7 @@ class Plan:
         n, m, p, batch, widths = structure.n, structure.m, structure.p, structure.members, structure.widths
         method, lanes, threads, keep = numbers
         self.settings = settings  # kept alive: a call finds its plan by the identity of the settings
-        tolerance = settings.tolerance or (1e-5 if single else 1e-9)
+        tolerance = tolerance_of(settings, single)
         sizes = (n, m, p, batch, single, structure.diagonal, method, lanes, threads)
         head = (*sizes, settings.max_iterations, settings.polish, keep, settings.infeasible == "closest", 0)
         self.words = array("q", bytes(pack(head, tolerance, [0] * 2 * len(TENSORS), smoothing)))

@@ -49,3 +49,8 @@ class Settings:
             raise ValueError(f'zeros must be "found" or "given", not {self.zeros!r}')
         if not self.smoothing > 0:
             raise ValueError(f"smoothing must be positive, not {self.smoothing}")
+
+
+def tolerance_of(settings: Settings, single: bool) -> float:
+    """The tolerance of the settings, or what is usual; single: the data are float32."""
+    return settings.tolerance or (1e-5 if single else 1e-9)

@@ -147,7 +147,6 @@ struct Interior : Verdict<Tm, V, U, D> {
     template <class M>
     OPTLAYER_CALL void settle_pairs(M which, V tolerance) {
         a.rows_times(t, out.z, x.v);
-        t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) {
             const auto near = abs(sg * x.v[i] - x.h[k]) <= tolerance * (abs(x.v[i]) + abs(x.h[k]));
             const bool bound = k >= x.first_lower();
@@ -155,10 +154,9 @@ struct Interior : Verdict<Tm, V, U, D> {
             if (bound) x.active[k] = select(which, select(equal, V(1), V(0)), x.active[k]);
             out.lam[k] = select(which & !equal, V(0), out.lam[k]);
             out.s[k] = select(which & equal, V(0), out.s[k]);
-            row[i] = fma(sg, out.lam[k], row[i]);
         });
-        t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
         keep_bounds(t, x, out, which);
+        sum_sides(which);
     }
 
     // The sides of x.active as equalities, the others gone: weights, values, factor.
@@ -218,15 +216,20 @@ struct Interior : Verdict<Tm, V, U, D> {
         if constexpr (System::proximal) system.keep_fixed(out.z, which);
         // signs: what is negative is cut off, and judged by the residuals
         a.rows_times(t, out.z, x.v);
-        x.each(t, [&](int k, int i, V sg) {
-            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
-            out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]);
-            out.s[k] = select(which, select(x.r[k] > V(0), V(0), slack), out.s[k]);
-        });
+        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]); });
+        leave_slacks(which);
         sum_sides(which);
     }
     static auto halved(const Left& now, const Left& before) {
         return (now.dual < V(T(0.5)) * before.dual) | (now.primal < V(T(0.5)) * before.primal);
+    }
+    // The slacks at C z in x.v: none of the active sides, and 1 where there is no side.
+    template <class M>
+    OPTLAYER_CALL void leave_slacks(M which) {
+        x.each(t, [&](int k, int i, V sg) {
+            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
+            out.s[k] = select(which, select(x.active[k] > V(0), V(0), slack), out.s[k]);
+        });
     }
     // y from lam
     template <class M>
@@ -303,10 +306,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         }
         if (any(stale & done)) factor_active();
         a.rows_times(t, out.z, x.v);
-        x.each(t, [&](int k, int i, V sg) {
-            const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
-            out.s[k] = select(which, select(x.active[k] > V(0), V(0), slack), out.s[k]);
-        });
+        leave_slacks(which);
         return done;
     }
     // The best point so far, or the last one of those that are good enough.

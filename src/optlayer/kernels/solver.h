@@ -261,7 +261,7 @@ struct Group {
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
         Interior<Tm, V, U, System, D> ip(t, a, system, x, out);
-        ip.equilibrated = System::proximal, ip.several = System::proximal || g.given;
+        ip.equilibrated = System::proximal, ip.several |= g.given != 0;
         ip.place(work);
         if (!work.base) return;
 #ifndef __CUDACC_RTC__
@@ -270,13 +270,14 @@ struct Group {
             out.solved = select(bad, V(0), out.solved);
             return store_answer();
         }
-        if (g.given) {
-            load_point();
-            ip.improve(T(g.tolerance), g.polish != 0);
-            out.solved = select(bad, V(0), out.solved);
-            if (g.single == 2) round_answer(ip, x, out);
-            return store_answer();
-        }
+        if constexpr (std::is_same<T, double>::value)  // a given point is improved in double alone
+            if (g.given) {
+                load_point();
+                ip.improve(T(g.tolerance), g.polish != 0);
+                out.solved = select(bad, V(0), out.solved);
+                if (g.single == 2) round_answer(ip, x, out);
+                return store_answer();
+            }
 #endif
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         out.solved = select(bad, V(0), out.solved);
@@ -346,7 +347,7 @@ struct Group {
         t.each(plan.rows(), [&](int i) { point.y[i] = X(0); });
         sides.each(t, [&](int k, int i, X sg) { point.y[i] = fma(sg, point.lam[k], point.y[i]); });
         const X tolerance = X(R(g.tolerance));
-        judge.noise = X(R(Tuning<float>::rounded)), judge.most_noise = X(R(Tuning<float>::most_noise)), judge.most_of_sides = X(R(Tuning<float>::most_of_sides));
+        judge.expect_rounded();
         point.solved = select(judge.judge() <= tolerance, point.solved, X(0));
     }
 #endif

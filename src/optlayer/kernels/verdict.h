@@ -76,6 +76,12 @@ struct Verdict {
     V noise;                 // of a sum, relative to its terms
     V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
 
+    // The point holds float32's numbers, found in double.
+    void expect_rounded() {
+        using S = Tuning<float>;
+        noise = V(T(S::rounded)), most_noise = V(T(S::most_noise)), most_of_sides = V(T(S::most_of_sides));
+    }
+
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
     OPTLAYER_CALL V judge() {
         const int n = a.n;
