@@ -206,6 +206,10 @@ def by_size(run: Run, sizes: tuple[int, ...], batch: int, ways: dict[str, Any], 
     return result
 
 
+MORE = {"figure1": figure1, "first_calls": first_calls, "graph": graphs, "crossover": crossover, "teams": teams}
+PARTS = ["workloads", *MORE, "checks"]
+
+
 # ---- suite and sanitizer ---------------------------------------------------------------------------------------------
 
 
@@ -284,6 +288,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="small problems, few repetitions")
     parser.add_argument("--together", action="store_true", help="all in this process: a crash ends it")
     parser.add_argument("--only", action="append", default=[], metavar="WORKLOAD", help="may be repeated")
+    parser.add_argument("--part", action="append", default=[], choices=PARTS, help="only these; may be repeated")
+    parser.add_argument("--commit", help="of the code, where it is no checkout")
     parser.add_argument("--no-suite", action="store_true", help="without the test suite")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, or build/gpu.json")
     options = parser.parse_args(words)
@@ -293,17 +299,15 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     out = options.out or (ROOT / "benchmarks" / "results" if real else ROOT / "build") / "gpu.json"
     run = Run(options.device, options.quick, options.together, out.resolve())
     run.keep("rehearsal", not real)
-    run.keep("machine", machine(options.device))
+    run.keep("machine", machine(options.device) | ({"commit": options.commit} if options.commit else {}))
     run.keep("ceilings", run.ask("ceilings", seconds=run.seconds, size=4096 if real else 128))
-    workloads(run, options.only)
-    run.keep("figure1", figure1(run))
-    run.keep("first_calls", first_calls(run))
-    run.keep("graph", graphs(run))
-    run.keep("crossover", crossover(run))
-    run.keep("teams", teams(run))
+    wanted = options.part or PARTS
+    workloads(run, options.only if "workloads" in wanted else ["none"])
+    for name, part in MORE.items():
+        run.keep(name, part(run) if name in wanted else {})
     run.keep("targets", gpu_report.targets(run.result))
     gpu_report.show(run.result)
-    run.keep("checks", checks(options.device, not options.no_suite))
+    run.keep("checks", checks(options.device, not options.no_suite) if "checks" in wanted else [])
     print(f"\n{run.out}")
     if any(check["code"] for check in run.result["checks"]):
         raise SystemExit("a check failed")

@@ -16,7 +16,7 @@ from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, Ca
 from torch import Tensor
 
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
-from optlayer.backends import cpu, reference
+from optlayer.backends import base, cpu, reference
 from optlayer.backends.base import Adjoint, Answer
 from optlayer.point import FIELDS, Point
 from optlayer.problem import Problem, check
@@ -49,7 +49,7 @@ def take(backend: str, data: dict[str, Any]) -> Problem:
 
 def run(backend: str, data: dict[str, Any], settings: Settings = DEFAULT, keep: bool = False) -> Point:
     problem = take(backend, data)
-    return backends.choose(problem, backend).solve(problem, settings, keep)
+    return base.run(backends.choose(problem, backend), problem, settings, keep, waits=True)
 
 
 def rows(data: dict[str, Any], member: int) -> dict[str, Any]:
@@ -608,3 +608,33 @@ def test_smoothed_derivative_is_that_of_the_relaxed_problem(backend: str, keep: 
     zeros = (torch.zeros_like(x) for x in (point.lam, point.nu, point.lam_lb, point.lam_ub))
     v = engine.kkt_solve(problem, settings, point, Adjoint(-direction, *zeros))
     torch.testing.assert_close(v.z, change, rtol=1e-6, atol=1e-7)
+
+
+class Asynchronous(base.Backend):
+    """Solves what lies inside its bounds and leaves the rest, as a GPU's kernel does."""
+
+    name = "asynchronous"
+
+    def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
+        point = cpu.solve(problem, settings, False)
+        point.status[1] = int(Status.NUMERICAL_ERROR)
+        point.z[1] = 0
+        point.unsolved = None
+        return point
+
+    def settle(self, problem: Problem, settings: Settings, point: Point) -> None:
+        base.settle_here(problem, settings, point)
+
+
+def test_what_a_backend_leaves_is_settled_where_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._added, "asynchronous", Asynchronous())
+    q = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.float64, requires_grad=True)
+    arguments = {"Q": torch.eye(2, dtype=torch.float64), "q": q, "lb": 0.0, "backend": "asynchronous"}
+    found = solve(**arguments)
+    assert found.z.tolist() == [[0.0, 2.0], [0.0, 4.0]]
+    found.z.sum().backward()
+    assert q.grad is not None
+    torch.testing.assert_close(q.grad, torch.tensor([[0.0, -1.0]] * 2, dtype=torch.float64))
+    with torch.no_grad():
+        assert solve(**arguments).solved.all()
+    assert solve(**arguments, check=False).status.tolist() == [int(Status.SOLVED), int(Status.NUMERICAL_ERROR)]

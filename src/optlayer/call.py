@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optlayer import _torch, backends
-from optlayer.backends.base import Adjoint, Backend
+from optlayer.backends.base import Adjoint, Backend, run
 from optlayer.core.settings import Settings
 from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
@@ -24,13 +24,14 @@ DATA = len(NAMES)  # tensors of a problem
 class Call:
     """What a solve and its derivatives share, but for tensors (a transform exchanges those)."""
 
-    __slots__ = ("check", "engine", "settings", "smoothed", "structure", "transformed", "unsolved")
+    __slots__ = ("check", "engine", "settings", "smoothed", "structure", "transformed", "unsolved", "waits")
 
     def __init__(
         self, structure: Structure, settings: Settings, engine: Backend | str, check: bool, transformed: bool
     ) -> None:
         self.structure, self.settings, self.engine = structure, settings, engine
         self.check, self.transformed = check, transformed
+        self.waits = check  # whether somebody looks at the verdict
         self.smoothed = settings.gradient == "smoothed"
         self.unsolved: int | None = None  # members, where known without a look at the status
 
@@ -46,7 +47,7 @@ class Call:
         """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
         problem = self.problem(tensors)
         engine = self.backend(problem)
-        point = engine.solve(problem, self.settings, keep_factor and not self.smoothed)
+        point = run(engine, problem, self.settings, keep_factor and not self.smoothed, self.waits)
         self.unsolved = point.unsolved
         if self.check and failed(point):
             raise SolveError(Solution(problem, point))

@@ -108,6 +108,9 @@ def residuals(
             step = step if M is None else torch.maximum(step, _steps(M, around))
     scale = torch.maximum(size, torch.where(flat, step, left / diagonal.where(~flat, 1.0)))
     scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
+    seen = scale  # in rows of G also as the equality that knows it best sees it
+    if problem.A is not None and problem.b is not None and problem.m and not single:  # (rounded: it is known by itself)
+        seen = torch.maximum(scale, _steps(problem.A, mul(magnitude(problem.A), size) + problem.b.abs(), "amin"))
 
     def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
         terms = torch.minimum(full, CANCELLED * left)
@@ -132,7 +135,7 @@ def residuals(
         if M is None:
             value, blurred, top = sign * z, scale, torch.ones_like(z[:, :1])
         else:
-            value, blurred, top = mul(M, z), mul(magnitude(M), scale), matrices.row_sizes(M)
+            value, blurred, top = mul(M, z), mul(magnitude(M), scale if equality else seen), matrices.row_sizes(M)
         over = value - side
         terms = value.abs() + there, around + there, blurred
         if equality:
@@ -166,15 +169,19 @@ def _weights(M: Matrix | None, left: Tensor) -> Tensor:
     return _over(matrices.dense(M).abs(), left.unsqueeze(-2)).amax(-1)
 
 
-def _steps(M: Matrix, levels: Tensor) -> Tensor:
-    """How large each variable would be, did it make up all the terms of a row: the largest such value, (B, n)."""
+def _steps(M: Matrix, levels: Tensor, which: str = "amax") -> Tensor:
+    """How large each variable would be, did it make up all the terms of a row: the largest such value, or the smallest
+    ("amin"), (B, n); 0 where it is in no row."""
+    none = 0.0 if which == "amax" else torch.inf
     if isinstance(M, Sparse):
         rows, columns = M.pattern.places(levels)
-        steps = torch.where(M.values == 0, 0.0, at(levels, rows) / M.values.abs())
-        sizes = levels.new_zeros(*steps.shape[:-1], M.pattern.size[1])
-        return sizes.scatter_reduce(-1, columns.expand(steps.shape), steps, "amax")
-    entries = matrices.dense(M).abs()
-    return torch.where(entries == 0, 0.0, levels.unsqueeze(-1) / entries).amax(-2)
+        steps = torch.where(M.values == 0, none, at(levels, rows) / M.values.abs())
+        sizes = levels.new_full((*steps.shape[:-1], M.pattern.size[1]), none)
+        sizes = sizes.scatter_reduce(-1, columns.expand(steps.shape), steps, which)
+    else:
+        entries = matrices.dense(M).abs()
+        sizes = getattr(torch.where(entries == 0, none, levels.unsqueeze(-1) / entries), which)(-2)
+    return torch.where(sizes.isinf(), 0.0, sizes)
 
 
 def _over(entries: Tensor, terms: Tensor) -> Tensor:

@@ -80,6 +80,13 @@ class Backend(Protocol):
         """Solve every member; `keep_factor`: a derivative will be asked for, `Point.factor` may help it."""
         raise NotImplementedError
 
+    def settle(self, problem: Problem, settings: Settings, point: Point) -> None:
+        """Settle, in `point`, what `solve` has left, where the caller waits for the verdict (check=True).
+
+        For a backend that works asynchronously (its `Point.unsolved` is None); the default has left nothing.
+        """
+        return None
+
     def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
         """Solve the KKT system at `point`, which may come from elsewhere and then has no factor; zero for members that
         are not solved, the least-norm solution where active rows are dependent.
@@ -125,6 +132,9 @@ class Stacked(Backend):
 
     def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
         return self._merged(problem, self.engine.solve(problem.stacked(), settings, keep_factor))
+
+    def settle(self, problem: Problem, settings: Settings, point: Point) -> None:
+        self.engine.settle(problem, settings, point)
 
     def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
         at = self._split(problem, point, settings.gradient == "smoothed")
@@ -194,6 +204,28 @@ def ours(problem: Problem) -> Any:
     from optlayer.backends import cpu, reference  # they import this module
 
     return reference if cpu.unavailable() or cpu.refuses(problem) else cpu
+
+
+def run(engine: Backend, problem: Problem, settings: Settings, keep_factor: bool, waits: bool) -> Point:
+    """The backend's point; `waits`: the caller waits for the verdict, so that what is left can be settled."""
+    point = engine.solve(problem, settings, keep_factor)
+    if waits and point.unsolved is None:
+        engine.settle(problem, settings, point)
+    return point
+
+
+def settle_here(problem: Problem, settings: Settings, point: Point) -> None:
+    """Settle what a backend on another device has left: by our own, on the CPU. Waits for the device."""
+    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    rest = left.nonzero().flatten()
+    if not len(rest):
+        return
+    some = problem.select(rest)
+    tensors = [None if x is None else x.detach().cpu() for x in some.tensors()]
+    here = Problem.of(tensors, some.structure.changed(device=torch.device("cpu")))
+    found = ours(here).solve(here, settings, False)
+    z, block, counts, residuals = (x.to(point.z.device) for x in (found.z, found.rest, found.counts, found.residuals))
+    point.take(rest, Point(z, block, counts, residuals, found.widths))
 
 
 def report(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optlayer.backends import args, cpu, nvrtc, reference
-from optlayer.backends.base import Adjoint
+from optlayer.backends.base import Adjoint, settle_here
 from optlayer.core.settings import Settings, tolerance_of
 from optlayer.point import Point
 from optlayer.problem import Problem
@@ -37,13 +37,14 @@ class Variant(NamedTuple):
     resident: int
 
 
-# Crossover values, chosen by counting: to be measured on a GPU (`make gpu`).
+# Registers are worth more than resident blocks: with 255 of them a thread keeps the block that it factors there.
+# The crossovers are chosen by counting; `make gpu` measures them.
 # (largest n, largest order of the factored matrices, smallest batch, variant), the first that fits.
 TABLE = (
     (8, 16, 4096, Variant(1, 128, 2)),
     (32, 48, 1, Variant(_WARP, 4, 4)),
-    (64, 96, 1, Variant(128, 1, 4)),
-    (192, 256, 1, Variant(256, 1, 2)),
+    (64, 96, 1, Variant(128, 1, 2)),
+    (192, 256, 1, Variant(256, 1, 1)),
 )
 PREPARE = Variant(256, 1, 1)
 ENTRIES = ("optlayer_solve", "optlayer_kkt_solve", "optlayer_prepare")
@@ -98,6 +99,7 @@ def refuses(problem: Problem) -> str | None:
 
 
 pullback, relaxing, relax = reference.pullback, reference.relaxing, reference.relax
+settle = settle_here
 
 
 class Plan(NamedTuple):

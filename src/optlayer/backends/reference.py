@@ -678,6 +678,10 @@ def _nothing(problem: _Standard, status: Tensor) -> _Answer:
     return _Answer(z, s, lam, nu, lam_lb.scatter(-1, worst, unit), lam_ub.scatter(-1, worst, unit))
 
 
+def settle(problem: Problem, settings: Settings, point: Point) -> None:
+    """`solve` leaves nothing to others."""
+
+
 def relaxing() -> Backend:
     """The backend of the relaxed problem: this one."""
     return cast(Backend, sys.modules[__name__])

@@ -150,23 +150,28 @@ struct Block {
         for (int i = rank; i < n; i += threads) f(i);
         sync();
     }
+    // A column is a warp's; short columns are dealt out entry by entry.
     template <class F> void each_pair(int rows, int columns, F&& f) const {
         if (rows <= 0 || columns <= 0) return;
-        OPTLAYER_ROLLED
-        for (int e = rank; e < rows * columns; e += threads) {
-            const int j = e / rows;
-            f(e - j * rows, j);
+        if (2 * rows >= warp) {
+            for (int j = rank / warp; j < columns; j += warps) {
+                OPTLAYER_ROLLED
+                for (int i = lane(); i < rows; i += warp) f(i, j);
+            }
+        } else {
+            OPTLAYER_ROLLED
+            for (int e = rank; e < rows * columns; e += threads) {
+                const int j = e / rows;
+                f(e - j * rows, j);
+            }
         }
         sync();
     }
-    // Columns j and n-1-j of the triangle have n+1 entries together: a rectangle.
     template <class F> void each_lower(int n, F&& f) const {
-        const int rows = n + 1, columns = (n + 1) / 2;
-        OPTLAYER_ROLLED
-        for (int e = rank; e < rows * columns; e += threads) {
-            const int j = e / rows, r = e - j * rows, mirror = n - 1 - j;
-            if (r < n - j) f(j + r, j);
-            else if (mirror != j) f(mirror + (r - (n - j)), mirror);
+        if (2 * n < warp) return each_pair(n, n, [&](int i, int j) { if (i >= j) f(i, j); });
+        for (int j = rank / warp; j < n; j += warps) {
+            OPTLAYER_ROLLED
+            for (int i = j + lane(); i < n; i += warp) f(i, j);
         }
         sync();
     }
@@ -184,6 +189,7 @@ struct Block {
         if (lane() == 0) at[rank / warp] = x;
         sync();
         x = at[0];
+        OPTLAYER_UNROLL
         for (int w = 1; w < warps; ++w) x = op(x, at[w]);
         return x;
     }
@@ -215,11 +221,11 @@ struct Block {
 
     // ---- products --------------------------------------------------------------------------------------------------
     void update_lower(int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
-        product<true>(n, n, k, c, ldc, a, lda, b, ldb);
+        product<true, 0>(n, n, k, c, ldc, a, lda, b, ldb);
         sync();
     }
     void update(int m, int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
-        product<false>(m, n, k, c, ldc, a, lda, b, ldb);
+        product<false, 0>(m, n, k, c, ldc, a, lda, b, ldb);
         sync();
     }
 
@@ -230,14 +236,17 @@ struct Block {
         for (int j = 0; j < n; j += side) {
             const int nb = n - j < side ? n - j : side, rest = n - j - nb;
             V* block = a + size_t(j) * lda + j;
-            if (rank < warp) factor_block(nb, block, lda, inv + j, floor, failed);
-            sync();
-            if (rest > 0) {
-                solve_rows(rest, nb, block + nb, lda, block, lda, inv + j);
-                sync();
-                product<true>(rest, rest, nb, block + size_t(nb) * lda + nb, lda, block + nb, lda, block + nb, lda);
-                sync();
+            Factor l;
+            const bool writer = rank >= threads - warp;
+            if (rank < rest || writer) {  // no warp waits for another's factor: each has its own, in registers
+                l.load(nb, block, lda);
+                l.factor(nb, floor, failed);
+                solve_rows(rest, nb, block + nb, lda, l);
             }
+            sync();
+            if (writer) l.store(lane(), nb, block, lda, inv + j);
+            if (rest > 0) product<true, side>(rest, rest, side, block + size_t(side) * lda + side, lda, block + side, lda, block + side, lda);
+            sync();
         }
         largest(failed);
         return failed > V(0);
@@ -248,63 +257,51 @@ struct Block {
         for (int j = 0; j < n; j += side) {
             const int nb = n - j < side ? n - j : side, rest = n - j - nb;
             const V* block = l + size_t(j) * ldl + j;
-            solve_rows(m, nb, x + size_t(j) * ldx, ldx, block, ldl, inv + j);
-            sync();
-            if (rest > 0) {
-                product<false>(m, rest, nb, x + size_t(j + nb) * ldx, ldx, x + size_t(j) * ldx, ldx, block + nb, ldl);
-                sync();
+            Factor own;
+            if (rank < m) {
+                own.load(nb, block, ldl);
+                own.take_pivots(nb, inv + j);
+                solve_rows(m, nb, x + size_t(j) * ldx, ldx, own);
             }
+            sync();
+            if (rest > 0) product<false, side>(m, rest, side, x + size_t(j + side) * ldx, ldx, x + size_t(j) * ldx, ldx, block + side, ldl);
+            sync();
         }
     }
 
-    // x := L⁻¹ x
+    // x := L⁻¹ x. A row is a thread's, and no other one reads it but in its block's solution: one barrier to a block.
     OPTLAYER_CALL void solve_lower(int n, const V* l, int ld, const V* inv, V* x) const {
         for (int j = 0; j < n; j += side) {
             const int nb = n - j < side ? n - j : side;
             const V* block = l + size_t(j) * ld + j;
-            if (rank < warp) {
-                const int i = rank;
-                V y = V(0);
-                if (i < nb) {
-                    y = inv[j + i] * x[j + i];
-                    for (int c = 0; c < i; ++c) y = fma(block[size_t(i) * ld + c], x[j + c], y);
-                }
-                machine::sync_warp();
-                if (i < nb) x[j + i] = y;
-            }
-            sync();
+            solve_block(j, nb, inv, x, [&](int i, int c) { return select(c < i, block[size_t(i) * ld + c], V(0)); });
             if (j + nb >= n) break;
-            for (int i = j + nb + rank; i < n; i += threads) {
-                V y = x[i];
-                OPTLAYER_UNROLL
-                for (int c = 0; c < side; ++c) y = fnma(l[size_t(j + c) * ld + i], x[j + c], y);  // a full block
-                x[i] = y;
-            }
-            sync();
+            const int from = rank + (j + nb > rank ? (j + nb - rank + threads - 1) / threads * threads : 0);
+            subtract_block(j, from, n, x, [&](int i, int c) { return l[size_t(j + c) * ld + i]; });
         }
+        sync();
     }
 
-    // x := L⁻' x
+    // x := L⁻' x. The last block may be narrow: its rows are subtracted one by one.
     OPTLAYER_CALL void solve_lower_t(int n, const V* l, int ld, const V* inv, V* x) const {
         for (int j = (n - 1) / side * side; j >= 0; j -= side) {
-            const int nb = n - j < side ? n - j : side, rest = n - j - nb;
+            const int nb = n - j < side ? n - j : side;
             const V* block = l + size_t(j) * ld + j;
-            if (rest > 0) {
-                columns<false>(rest, nb, block + nb, ld, x + j + nb, x + j, -1);
-                sync();
-            }
-            if (rank < warp) {
-                const int c = rank;
-                V y = V(0);
-                if (c < nb) {
-                    y = inv[j + c] * x[j + c];
-                    for (int i = c + 1; i < nb; ++i) y = fma(block[size_t(i) * ld + c], x[j + i], y);
-                }
-                machine::sync_warp();
-                if (c < nb) x[j + c] = y;
+            solve_block(j, nb, inv, x, [&](int i, int c) { return select(c > i, block[size_t(c) * ld + i], V(0)); });
+            if (!j) break;
+            const auto row = [&](int i, int c) { return l[size_t(i) * ld + j + least(c, nb - 1)]; };
+            if (nb == side) {
+                subtract_block(j, rank, j, x, row);
+                continue;
             }
             sync();
+            for (int i = rank; i < j; i += threads) {
+                V y = x[i];
+                for (int c = 0; c < nb; ++c) y = fnma(row(i, c), x[j + c], y);
+                x[i] = y;
+            }
         }
+        sync();
     }
 
     // ---- matrix times vector ---------------------------------------------------------------------------------------
@@ -327,11 +324,137 @@ struct Block {
     }
 
   private:
+    // A diagonal block in the registers of one thread: all indices are constants.
+    struct Factor {
+        V l[side][side], pivot[side];  // L, and 1/L(c, c)
+
+        // Padded by the identity. What lies beyond is read all the same, from inside: a load under a condition waits.
+        void load(int nb, const V* a, int ld) {
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c)
+                OPTLAYER_UNROLL
+                for (int i = c; i < side; ++i) {
+                    const V entry = a[size_t(least(c, nb - 1)) * ld + least(i, nb - 1)];
+                    l[i][c] = i < nb ? entry : V(i == c);
+                }
+        }
+        void take_pivots(int nb, const V* inv) {
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) {
+                const V entry = inv[least(c, nb - 1)];
+                pivot[c] = c < nb ? entry : V(1);
+            }
+        }
+        void factor(int nb, V floor, V& failed) {
+            const V huge = V(sizeof(V) == 8 ? 1e128 : 1e30);
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) {
+                V d = l[c][c];
+                if (!(d > floor) && c < nb) failed = V(1), d = huge;
+                pivot[c] = machine::rsqrt(d);
+                l[c][c] = d * pivot[c];
+                OPTLAYER_UNROLL
+                for (int i = c + 1; i < side; ++i) l[i][c] = l[i][c] * pivot[c];
+                OPTLAYER_UNROLL
+                for (int k = c + 1; k < side; ++k)
+                    OPTLAYER_UNROLL
+                    for (int i = k; i < side; ++i) l[i][k] = fnma(l[i][c], l[k][c], l[i][k]);
+            }
+        }
+        // Lane i writes row i of L, column i of L⁻¹ and its pivot.
+        void store(int i, int nb, V* a, int ld, V* inv) const {
+            V w[side];
+            OPTLAYER_UNROLL
+            for (int k = 0; k < side; ++k) w[k] = V(k == i);
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) {
+                w[c] = w[c] * pivot[c];
+                OPTLAYER_UNROLL
+                for (int k = c + 1; k < side; ++k) w[k] = fnma(l[k][c], w[c], w[k]);
+            }
+            if (i >= nb) return;
+            OPTLAYER_UNROLL
+            for (int k = 0; k < side; ++k) {
+                if (k > i && k < nb) a[size_t(k) * ld + i] = w[k];
+                if (k == i) inv[i] = pivot[k];
+                OPTLAYER_UNROLL
+                for (int c = 0; c <= k; ++c)
+                    if (k == i) a[size_t(c) * ld + k] = l[k][c];
+            }
+        }
+    };
+
+    // X := X L⁻' for one diagonal block: a row is a thread's.
+    static_assert(side <= warp, "a block's rows are in one warp");
+    void solve_rows(int m, int nb, V* x, int ldx, const Factor& f) const {
+        OPTLAYER_ROLLED
+        for (int i = rank; i < m; i += threads) {
+            V row[side];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) row[c] = x[size_t(least(c, nb - 1)) * ldx + i];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) {
+                row[c] = row[c] * f.pivot[c];
+                OPTLAYER_UNROLL
+                for (int k = c + 1; k < side; ++k) row[k] = fnma(f.l[k][c], row[c], row[k]);
+            }
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c)
+                if (c < nb) x[size_t(c) * ldx + i] = row[c];
+        }
+    }
+
+    // The warp that owns rows j … j+nb multiplies them by the inverse of their diagonal block, whose entry beside the
+    // diagonal is w(i, c).
+    template <class F> void solve_block(int j, int nb, const V* inv, V* x, const F& w) const {
+        const int first = j % threads;
+        if (rank / warp != first / warp) return;
+        const int i = rank - first;
+        const bool mine = i >= 0 && i < nb;
+        const int at = mine ? i : 0;
+        const V own = x[j + at], pivot = inv[j + at];
+        V row[side];
+        OPTLAYER_UNROLL
+        for (int c = 0; c < side; ++c) {
+            const V entry = w(at, least(c, nb - 1));
+            row[c] = c == at ? pivot : c < nb ? entry : V(0);
+        }
+        V even = V(0), odd = V(0);
+        OPTLAYER_UNROLL
+        for (int c = 0; c < side; c += 2) {
+            even = fma(row[c], machine::shuffle(own, first % warp + c), even);
+            odd = fma(row[c + 1], machine::shuffle(own, first % warp + c + 1), odd);
+        }
+        if (mine) x[j + i] = even + odd;
+    }
+    // Then x_i -= Σ_c l(i, c) x_{j+c} for rows `from`, from + threads, … below `to`, of which some may be read beyond; the
+    // first entries are under way before the barrier.
+    template <class F> void subtract_block(int j, int from, int to, V* x, const F& l) const {
+        const int first = from < to ? from : to - 1;
+        V row[side], by[side];
+        OPTLAYER_UNROLL
+        for (int c = 0; c < side; ++c) row[c] = l(first, c);
+        V even = x[first], odd = V(0);
+        sync();
+        OPTLAYER_UNROLL
+        for (int c = 0; c < side; ++c) by[c] = x[j + c];
+        OPTLAYER_UNROLL
+        for (int c = 0; c < side; c += 2) even = fnma(row[c], by[c], even), odd = fnma(row[c + 1], by[c + 1], odd);
+        if (from < to) x[from] = even + odd;
+        for (int i = from + threads; i < to; i += threads) {
+            V y = x[i];
+            OPTLAYER_UNROLL
+            for (int c = 0; c < side; ++c) y = fnma(l(i, c), by[c], y);
+            x[i] = y;
+        }
+    }
+
     // C -= a b', in the lower triangle or everywhere. A warp takes a tile of 4 octets by 16, a thread every octet-th row
     // and every fourth column of it: neighbours read neighbours, so that loads neither scatter nor meet in one bank.
-    template <bool lower>
+    // K: the number of columns where it is known, so that all loads are under way at a time; else 0.
+    template <bool lower, int K>
     OPTLAYER_CALL void product(int m, int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
-        constexpr int R = 4, C = 4, height = R * octet, width = C * 4;
+        constexpr int R = 4, C = 4, height = R * octet, width = C * (warp / octet);
         const int row = lane() % octet, column = lane() / octet, down = (m + height - 1) / height;
         int mine = rank / warp;  // tiles until the next one of this warp
         for (int j0 = 0; j0 < n; j0 += width)
@@ -339,13 +462,18 @@ struct Block {
                 if (mine-- > 0) continue;
                 mine = warps - 1;
                 const int i0 = t * height;
-                V sum[C][R] = {};
+                V sum[C][R];
                 const V *x[R], *y[C];  // beyond the edge the last one is read, and nothing is written
                 OPTLAYER_UNROLL
                 for (int r = 0; r < R; ++r) x[r] = a + least(i0 + row + r * octet, m - 1);
                 OPTLAYER_UNROLL
-                for (int s = 0; s < C; ++s) y[s] = b + least(j0 + column + 4 * s, n - 1);
-                for (int l = 0; l < k; ++l) {
+                for (int s = 0; s < C; ++s) {
+                    const int j = least(j0 + column + (warp / octet) * s, n - 1);
+                    y[s] = b + j;
+                    OPTLAYER_UNROLL
+                    for (int r = 0; r < R; ++r) sum[s][r] = c[size_t(j) * ldc + least(i0 + row + r * octet, m - 1)];
+                }
+                const auto step = [&](int l) {
                     V xr[R], yc[C];
                     OPTLAYER_UNROLL
                     for (int r = 0; r < R; ++r) xr[r] = x[r][size_t(l) * lda];
@@ -354,73 +482,41 @@ struct Block {
                     OPTLAYER_UNROLL
                     for (int s = 0; s < C; ++s)
                         OPTLAYER_UNROLL
-                        for (int r = 0; r < R; ++r) sum[s][r] = fma(xr[r], yc[s], sum[s][r]);
+                        for (int r = 0; r < R; ++r) sum[s][r] = fnma(xr[r], yc[s], sum[s][r]);
+                };
+                if constexpr (K > 0) {
+                    OPTLAYER_UNROLL
+                    for (int l = 0; l < K; ++l) step(l);
+                } else {
+                    int l = 0;
+                    for (; l + 4 <= k; l += 4) step(l), step(l + 1), step(l + 2), step(l + 3);
+                    for (; l < k; ++l) step(l);
                 }
                 OPTLAYER_UNROLL
                 for (int s = 0; s < C; ++s)
                     OPTLAYER_UNROLL
                     for (int r = 0; r < R; ++r) {
-                        const int i = i0 + row + r * octet, j = j0 + column + 4 * s;
-                        if (i < m && j < n && (!lower || i >= j)) c[size_t(j) * ldc + i] = c[size_t(j) * ldc + i] - sum[s][r];
+                        const int i = i0 + row + r * octet, j = j0 + column + (warp / octet) * s;
+                        if (i < m && j < n && (!lower || i >= j)) c[size_t(j) * ldc + i] = sum[s][r];
                     }
             }
     }
     static int least(int a, int b) { return a < b ? a : b; }
 
-    // One warp factors a diagonal block in registers: lane i holds row i, padded by the identity.
-    OPTLAYER_CALL void factor_block(int nb, V* a, int ld, V* inv, V floor, V& failed) const {
-        const int i = lane();
-        const V huge = V(sizeof(V) == 8 ? 1e128 : 1e30);
-        V row[side], mine = V(1);
-        OPTLAYER_UNROLL
-        for (int k = 0; k < side; ++k) row[k] = i < nb && k <= i && k < nb ? a[size_t(k) * ld + i] : V(i == k);
-        OPTLAYER_UNROLL
-        for (int c = 0; c < side; ++c) {
-            V pivot = machine::shuffle(row[c], c);
-            if (!(pivot > floor) && c < nb) failed = V(1), pivot = huge;
-            const V d = machine::rsqrt(pivot);
-            row[c] = i == c ? pivot * d : row[c] * d;
-            mine = i == c ? d : mine;
+    // Σ a[c step] x[c stride] over c < count: eight loads are under way at a time.
+    static V along(int count, const V* a, size_t step, const V* x, int stride) {
+        constexpr int ahead = 8;
+        V sum = V(0);
+        int c = 0;
+        for (; c + ahead <= count; c += ahead) {
+            V entry[ahead];
             OPTLAYER_UNROLL
-            for (int k = c + 1; k < side; ++k) row[k] = fnma(row[c], machine::shuffle(row[c], k), row[k]);
+            for (int k = 0; k < ahead; ++k) entry[k] = a[size_t(c + k) * step];
+            OPTLAYER_UNROLL
+            for (int k = 0; k < ahead; ++k) sum = fma(entry[k], x[(c + k) * stride], sum);
         }
-        OPTLAYER_UNROLL
-        for (int k = 0; k < side; ++k)
-            if (i < nb && k <= i) a[size_t(k) * ld + i] = row[k];
-        if (i < nb) inv[i] = mine;
-        machine::sync_warp();
-        V w[side];  // column i of L⁻¹
-        OPTLAYER_UNROLL
-        for (int k = 0; k < side; ++k) w[k] = V(i == k);
-        OPTLAYER_UNROLL
-        for (int c = 0; c < side; ++c) {
-            if (c >= nb) break;
-            w[c] = w[c] * inv[c];
-            OPTLAYER_UNROLL
-            for (int k = c + 1; k < side; ++k)
-                if (k < nb) w[k] = fnma(a[size_t(c) * ld + k], w[c], w[k]);
-        }
-        OPTLAYER_UNROLL
-        for (int k = 0; k < side; ++k)
-            if (k > i && k < nb) a[size_t(k) * ld + i] = w[k];
-    }
-
-    // X := X L⁻' for one diagonal block: a row is a thread's.
-    OPTLAYER_CALL void solve_rows(int m, int nb, V* x, int ldx, const V* block, int ld, const V* inv) const {
-        OPTLAYER_ROLLED
-        for (int i = rank; i < m; i += threads) {
-            V row[side];
-            OPTLAYER_UNROLL
-            for (int c = 0; c < side; ++c) row[c] = c < nb ? x[size_t(c) * ldx + i] : V(0);
-            OPTLAYER_UNROLL
-            for (int j = side - 1; j >= 0; --j) {
-                if (j >= nb) continue;
-                V y = row[j] * inv[j];
-                OPTLAYER_UNROLL
-                for (int c = 0; c < j; ++c) y = fma(row[c], block[size_t(j) * ld + c], y);
-                x[size_t(j) * ldx + i] = y;
-            }
-        }
+        for (; c < count; ++c) sum = fma(a[size_t(c) * step], x[c * stride], sum);
+        return sum;
     }
 
     // y += sign A x, or with the lower triangle of A alone. A row is a thread's; spare threads share out the columns.
@@ -431,9 +527,7 @@ struct Block {
         if (parts < 2) {
             OPTLAYER_ROLLED
             for (int i = rank; i < m; i += threads) {
-                V sum = V(0);
-                const int end = lower ? i + 1 : n;
-                for (int c = 0; c < end; ++c) sum = fma(a[size_t(c) * lda + i], x[c], sum);
+                const V sum = along(lower ? i + 1 : n, a + i, size_t(lda), x, 1);
                 y[i] = sign > 0 ? y[i] + sum : y[i] - sum;
             }
             return;
@@ -441,10 +535,8 @@ struct Block {
         V* partial = shared + 2 * warps;
         const int part = rank / padded, i = rank - part * padded;
         if (part < parts && i < m) {
-            V sum = V(0);
-            const int end = lower ? i + 1 : n;
-            for (int c = part; c < end; c += parts) sum = fma(a[size_t(c) * lda + i], x[c], sum);
-            partial[rank] = sum;
+            const int end = lower ? i + 1 : n, count = (end - part + parts - 1) / parts;
+            partial[rank] = along(count, a + i + size_t(part) * lda, size_t(lda) * parts, x + part, parts);
         }
         sync();
         if (rank < m) {
@@ -454,19 +546,32 @@ struct Block {
         }
     }
 
-    // y += sign A' x, or with the strict lower triangle alone. A column is an octet's.
+    // y += sign A' x, or with the strict lower triangle alone. A column is an octet's, which has four at a time.
     template <bool lower>
     OPTLAYER_CALL void columns(int m, int n, const V* a, int lda, const V* x, V* y, int sign) const {
+        constexpr int many = 4;
         const int mine = rank / octet, first = rank % octet;
-        for (int start = 0; start < n; start += octets) {  // all threads go round as often: they shuffle
-            const int j = start + mine;
-            V sum = V(0);
-            if (j < n) {
-                const V* column = a + size_t(j) * lda;
-                for (int i = (lower ? j + 1 : 0) + first; i < m; i += octet) sum = fma(column[i], x[i], sum);
+        for (int start = 0; start < n; start += many * octets) {  // all threads go round as often: they shuffle
+            V sum[many] = {};
+            const V* column[many];
+            OPTLAYER_UNROLL
+            for (int k = 0; k < many; ++k) column[k] = a + size_t(least(start + mine + k * octets, n - 1)) * lda;
+            const int top = lower ? (start + mine + 1) / octet * octet : 0;  // (of the first of them)
+            for (int i = top + first; i < m; i += octet) {
+                const V by = x[i];
+                OPTLAYER_UNROLL
+                for (int k = 0; k < many; ++k)
+                    if (!lower || i > start + mine + k * octets) sum[k] = fma(column[k][i], by, sum[k]);
             }
-            for (int o = octet / 2; o > 0; o /= 2) sum = sum + machine::shuffle_xor(sum, o);
-            if (j < n && first == 0) y[j] = sign > 0 ? y[j] + sum : y[j] - sum;
+            OPTLAYER_UNROLL
+            for (int o = octet / 2; o > 0; o /= 2)
+                OPTLAYER_UNROLL
+                for (int k = 0; k < many; ++k) sum[k] = sum[k] + machine::shuffle_xor(sum[k], o);
+            OPTLAYER_UNROLL
+            for (int k = 0; k < many; ++k) {
+                const int j = start + mine + k * octets;
+                if (j < n && first == 0) y[j] = sign > 0 ? y[j] + sum[k] : y[j] - sum[k];
+            }
         }
     }
 };

@@ -427,6 +427,18 @@ struct Interior : Verdict<Tm, V, U, D> {
     }
 #endif
 
+    // The interior point's multipliers diverge along a proof where nothing is feasible, its points along a ray where nothing
+    // bounds the objective:  Q z = 0,  A z = 0,  C z <= 0,  q'z = -1.
+    // PRIMAL_INFEASIBLE or DUAL_INFEASIBLE, and the proof in `out`; else 0. After run(), of one QP, no lanes.
+    OPTLAYER_CALL int32_t certify(T tol, T most) {
+        t.each(a.rows(), [&](int i) { row[i] = V(0); });
+        x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg * x.on[k], x.lam[k], row[i]); });
+        system.recover(row, dz, dnu);
+        if (this->prove(true, row, dnu, tol, most)) return PRIMAL_INFEASIBLE;
+        const bool feasible = out.primal <= T(1e3) * tol * (T(1) + Base::limits());  // (judged before)
+        return feasible && this->falls(dz, tol, T(1)) ? DUAL_INFEASIBLE : 0;
+    }
+
     void run(T tolerance, int iterations, bool with_polish) {
         const V exact = V(tolerance * T(Tuning<T>::enough));
         const V zero = V(0);

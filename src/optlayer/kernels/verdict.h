@@ -8,7 +8,8 @@
 // beside the terms of every entry of stationarity that it enters. Units of variables, rows and objective decide nothing.
 //
 // Three things keep that honest. What rounding leaves of a zero has no terms to be measured by: residuals of the size that
-// rounding a sum, or the variables by their own scale (|z_j|, or the terms of stationarity over Q_jj), can cause are none.
+// rounding a sum, or the variables by their own scale (|z_j|, the terms of stationarity over Q_jj; in rows of G
+// also those of the equality that knows it best, over its entry), can cause are none.
 // Terms that cancel excuse little: beyond `cancelled` times what is left of them, they count as so much. And where rounding
 // the terms may hide as much as the objective itself, as of points or multipliers that run off, nothing is solved.
 // kkt.py says the same for the reference and the tests.
@@ -57,6 +58,7 @@ struct Verdict {
     using T = scalar_of<V>;
     V *gd, *gp, *dz, *row;   // residuals of stationarity and of A z = b; scratch
     V *size, *scale;         // of each variable: what is left of the terms of its stationarity; how large rounding may see it
+    V *seen, *reach;         // the same where rows of G are judged; the terms of each row of A z = b
     V wanted_gap = V(0);     // of a relaxed problem
     bool equilibrated = false;  // variables are in units in which a variable without curvature may be as large as any
     bool pairs = true;       // slacks and multipliers are judged pair by pair; false: by the gap alone
@@ -66,7 +68,7 @@ struct Verdict {
 
     void place(Arena& w) {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), row = w.take<V>(a.rows());
-        size = w.take<V>(a.n), scale = w.take<V>(a.n);
+        size = w.take<V>(a.n), scale = w.take<V>(a.n), seen = D::has_units ? scale : w.take<V>(a.n), reach = w.take<V>(D::has_units ? 0 : a.m);
     }
 
     static constexpr double cancelled = 10;
@@ -74,12 +76,13 @@ struct Verdict {
     V force = V(0);
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
     V noise;                 // of a sum, relative to its terms
+    bool rounded = std::is_same<T, float>::value;  // every number is then known by itself
     V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
 
     // The point holds float32's numbers, found in double.
     void expect_rounded() {
         using S = Tuning<float>;
-        noise = V(T(S::rounded)), most_noise = V(T(S::most_noise)), most_of_sides = V(T(S::most_of_sides));
+        rounded = true, noise = V(T(S::rounded)), most_noise = V(T(S::most_noise)), most_of_sides = V(T(S::most_of_sides));
     }
 
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
@@ -161,15 +164,6 @@ struct Verdict {
         return which;
     }
 
-    // The multipliers of an infeasible problem diverge along a proof of it, the points of an unbounded one along a ray:
-    //   Q z = 0,  A z = 0,  C z <= 0,  q'z = -1.
-    // PRIMAL_INFEASIBLE or DUAL_INFEASIBLE, and the proof in `out`; else 0. One QP, no lanes.
-    OPTLAYER_CALL int32_t certify(T tol, T most) {
-        if (prove(true, out.y, out.nu, tol, most)) return PRIMAL_INFEASIBLE;
-        const bool feasible = out.primal <= T(1e3) * tol * (T(1) + limits());  // (judged before)
-        return feasible && falls(out.z, tol, T(1)) ? DUAL_INFEASIBLE : 0;
-    }
-
     // Whether z, at least `least` long, is such a ray, each row relative to its largest entry; it is then scaled into `out`.
     // It must fall far more than it is off: an error of the data of that size may have made it. At least `steep`, relative to
     // the steepest direction.
@@ -215,6 +209,7 @@ struct Verdict {
         const int n = a.n;
         const V top = equilibrated ? t.max(n, least_side(), [&](int j) { return abs(out.z[j]) / a.unit(j); }) : V(0);
         force = V(0);
+        if constexpr (!D::has_units) t.each(a.m, [&](int i) { reach[i] = a.A_size(i, out.z) + abs(a.b[i]); });
         t.each(n, [&](int j) {
             const V q = a.curvature(j);
             if constexpr (D::has_units) {
@@ -224,12 +219,23 @@ struct Verdict {
                 force = larger(force, terms * a.unit(j));
             } else {
                 scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
+                seen[j] = rounded ? scale[j] : larger(scale[j], as_seen(j));
             }
         });
         if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
     }
 
   private:
+    // How large rounding may see a variable in the equality that knows it best; 0 where it is in none.
+    V as_seen(int j) const {
+        const V none = V(T(Tuning<T>::infinity));
+        V least = none;
+        for (int i = 0; i < a.m; ++i) {
+            const V entry = abs(V(a.A[size_t(i) * a.n + j]));
+            least = select(entry > V(0), smaller(least, reach[i] / larger(entry, V(T(1e-30)))), least);
+        }
+        return select(least < none, least, V(0));
+    }
     // The largest relative residual of stationarity; `closely`: by all terms and what rounding can do, else by what is left of
     // the terms, which is quicker and never too kind.
     OPTLAYER_CALL V forces(bool closely) {
@@ -277,7 +283,7 @@ struct Verdict {
         V reach = V(0);  // the largest terms of a row that rounding may have excused
         V worst = t.max(a.m, V(0), [&](int i) {
             const V side = abs(a.b[i]);
-            return of_row(closely, reach, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, [&](const V* z) { return a.A_size(i, z); },
+            return of_row(closely, reach, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); });
         });
         x.each(t, [&](int k, int i, V sg) {
@@ -285,7 +291,7 @@ struct Verdict {
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
             V off = of_row(closely, reach, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
-                           [&](const V* z) { return a.row_size(i, z); },
+                           i < a.p ? seen : scale, [&](const V* z) { return a.row_size(i, z); },
                            [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); });
             const auto idle = pressed & (over < V(0)) & (off > V(T(Tuning<T>::fine)));
             if (closely && any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
@@ -313,7 +319,7 @@ struct Verdict {
     V share(V off, V left, V terms, V rounded) const {
         return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
-    template <class F, class R> V of_row(bool closely, V& reach, V off, V left, V side, F&& full, R&& reaches) const {
+    template <class F, class R> V of_row(bool closely, V& reach, V off, V left, V side, const V* blurred, F&& full, R&& reaches) const {
         if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
         if (reaches(off / noise)) {  // no more than rounding
             reach = larger(reach, off / noise);
@@ -321,7 +327,7 @@ struct Verdict {
         }
         const V terms = full(out.z) + side;
         reach = larger(reach, terms);
-        return share(off, left, terms, full(scale));
+        return share(off, left, terms, full(blurred));
     }
     // How much of any entry of stationarity the multiplier of side k makes up.
     V weight_of(int k, int i) const {

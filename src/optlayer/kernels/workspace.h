@@ -29,7 +29,7 @@ struct Moved {  // a piece that lives in fast memory until it is brought home
 // Hands out aligned pieces of one block. With base == nullptr it only measures.
 struct Arena {
     char* base;
-    size_t used = 0, align = 64;
+    size_t used = 0, align = 64;  // (a power of two)
     Fast* fast = nullptr;    // pieces come from here if they fit
     Moved* moved = nullptr;  // then each piece has a home in this block too, and is listed
     int count = 0;
@@ -38,7 +38,7 @@ struct Arena {
 
     template <class X>
     X* take(size_t items) {
-        return reinterpret_cast<X*>(piece((items * sizeof(X) + align - 1) / align * align));
+        return reinterpret_cast<X*>(piece((items * sizeof(X) + align - 1) & ~(align - 1)));
     }
     OPTLAYER_CALL char* piece(size_t bytes) {
         char* home = base + used;  // offset only while measuring
