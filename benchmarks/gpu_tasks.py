@@ -113,8 +113,8 @@ def ours(
 
 
 def judged(tensors: Arrays, dtype: str, device: str, backend: str) -> dict[str, float]:
-    """How many members are solved, how many of them not by the kernel (`left`), their iterations, and the largest residual
-    of the optimality conditions."""
+    """The share of members solved, the share that the kernel has left to the core, their iterations, and the largest
+    residual of the optimality conditions."""
     kind = {"dtype": getattr(torch, dtype), "device": device}
     there: dict[str, Any] = {name: torch.tensor(x, **kind) for name, x in tensors.items()}
     left = (~solve(**there, backend=backend, check=False).solved).double().mean()
