@@ -36,26 +36,42 @@ template <class V> struct Rows { using Unit = V; static constexpr int step = 1; 
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__) || defined(__SSE2__)
 template <> struct Rows<double> { using Unit = Pack<double, native_width<double>>; static constexpr int step = native_width<double>; };
 #endif
-template <class Unit, class V> OPTLAYER_INLINE Unit load_rows(const V* p) {
+constexpr int loose = 3;  // rows that are quicker one by one than in a part of a register: what was just written piece by piece
+                        // waits for the memory when it is read as a whole
+// A register of rows: a full one, or its first `count`.
+template <class Unit, bool full, class V> OPTLAYER_INLINE Unit load_rows(const V* p, int count) {
     if constexpr (std::is_same<Unit, V>::value) return *p;
-    else return Unit::load(p);
+    else if constexpr (full) return Unit::load(p);
+    else return Unit::load_first(p, count);
 }
-template <class Unit, class V> OPTLAYER_INLINE void store_rows(Unit x, V* p) {
+template <bool full, class Unit, class V> OPTLAYER_INLINE void store_rows(Unit x, V* p, int count) {
     if constexpr (std::is_same<Unit, V>::value) *p = x;
-    else x.store(p);
+    else if constexpr (full) x.store(p);
+    else x.store_first(p, count);
 }
 
-// C columns of R units of rows:  target(row, c) -= Σ_k left(row, k) right(k, c).  `at`: rows of the target, or nullptr
-// where they follow each other.
-template <class Unit, int R, int C, class V>
-OPTLAYER_INLINE void subtract_block(int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at) {
+// to[at[i]] -= sum[i]
+template <class Unit, class V> OPTLAYER_INLINE void subtract_at(Unit sum, V* to, const int* at, int count) {
+    if constexpr (std::is_same<Unit, V>::value) {
+        to[at[0]] = to[at[0]] - sum;
+    } else {
+        V part[sizeof(Unit) / sizeof(V)];
+        sum.store(part);
+        for (int i = 0; i < count; ++i) to[at[i]] -= part[i];
+    }
+}
+
+// C columns of R units of rows, the last of `count` rows:  target(row, c) -= Σ_k left(row, k) right(k, c).  `at`: rows of the
+// target, or nullptr where they follow each other.
+template <class Unit, int R, int C, bool full, class V>
+OPTLAYER_INLINE void subtract_block(int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at, int count) {
     constexpr int step = sizeof(Unit) / sizeof(V);
     Unit sum[R][C];
     OPTLAYER_UNROLL for (int r = 0; r < R; ++r)
         OPTLAYER_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = Unit(V(0));
     for (int k = 0; k < depth; ++k, left += ld, right += ld_right) {
         Unit x[R];
-        OPTLAYER_UNROLL for (int r = 0; r < R; ++r) x[r] = load_rows<Unit>(left + r * step);
+        OPTLAYER_UNROLL for (int r = 0; r < R; ++r) x[r] = load_rows<Unit, full>(left + r * step, count);
         OPTLAYER_UNROLL for (int c = 0; c < C; ++c) {
             const Unit y = Unit(right[c]);
             OPTLAYER_UNROLL for (int r = 0; r < R; ++r) sum[r][c] = fma(x[r], y, sum[r][c]);
@@ -64,25 +80,20 @@ OPTLAYER_INLINE void subtract_block(int depth, const V* left, int ld, const V* r
     OPTLAYER_UNROLL for (int c = 0; c < C; ++c) {
         V* to = target + size_t(c) * ld_target;
         OPTLAYER_UNROLL for (int r = 0; r < R; ++r) {
-            if (!at) {
-                store_rows(load_rows<Unit>(to + r * step) - sum[r][c], to + r * step);
-            } else if constexpr (step == 1) {
-                to[at[r]] = to[at[r]] - sum[r][c];
-            } else {
-                for (int i = 0; i < step; ++i) to[at[r * step + i]] -= lane(sum[r][c], i);
-            }
+            if (!at) store_rows<full>(load_rows<Unit, full>(to + r * step, count) - sum[r][c], to + r * step, count);
+            else subtract_at(sum[r][c], to, at + r * step, full ? step : count);
         }
     }
 }
-template <class Unit, int R, class V>
-OPTLAYER_INLINE void subtract_rows(int columns, int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at) {
+template <class Unit, int R, bool full, class V>
+OPTLAYER_INLINE void subtract_rows(int columns, int depth, const V* left, int ld, const V* right, int ld_right, V* target, int ld_target, const int* at, int count = 0) {
     int c = 0;
     for (; c + 4 <= columns; c += 4)
-        subtract_block<Unit, R, 4>(depth, left, ld, right + c, ld_right, target + size_t(c) * ld_target, ld_target, at);
+        subtract_block<Unit, R, 4, full>(depth, left, ld, right + c, ld_right, target + size_t(c) * ld_target, ld_target, at, count);
     V* to = target + size_t(c) * ld_target;
-    if (columns - c == 3) subtract_block<Unit, R, 3>(depth, left, ld, right + c, ld_right, to, ld_target, at);
-    if (columns - c == 2) subtract_block<Unit, R, 2>(depth, left, ld, right + c, ld_right, to, ld_target, at);
-    if (columns - c == 1) subtract_block<Unit, R, 1>(depth, left, ld, right + c, ld_right, to, ld_target, at);
+    if (columns - c == 3) subtract_block<Unit, R, 3, full>(depth, left, ld, right + c, ld_right, to, ld_target, at, count);
+    if (columns - c == 2) subtract_block<Unit, R, 2, full>(depth, left, ld, right + c, ld_right, to, ld_target, at, count);
+    if (columns - c == 1) subtract_block<Unit, R, 1, full>(depth, left, ld, right + c, ld_right, to, ld_target, at, count);
 }
 // All rows; those above the diagonal of the target's columns, of which the caller leaves few, are scrap.
 template <class V>
@@ -93,11 +104,14 @@ OPTLAYER_NOINLINE void subtract_product(int rows, int columns, int depth, const 
     const auto to = [&](int row) { return at ? target : target + row; };
     const auto places = [&](int row) { return at ? at + row : nullptr; };
     for (; r + units * step <= rows; r += units * step)
-        subtract_rows<Unit, units>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+        subtract_rows<Unit, units, true>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
     for (; r + step <= rows; r += step)
-        subtract_rows<Unit, 1>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
-    if constexpr (step > 1)
-        for (; r < rows; ++r) subtract_rows<V, 1>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+        subtract_rows<Unit, 1, true>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+    if constexpr (step > 1) {
+        if (rows - r > loose)
+            return subtract_rows<Unit, 1, false>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r), rows - r);
+        for (; r < rows; ++r) subtract_rows<V, 1, true>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
+    }
 }
 
 }  // namespace detail
@@ -188,8 +202,19 @@ struct Ldl {
             detail::subtract_product(high, count, depth, left, height, right, count, panel + size_t(column) * ld, ld, rows);
             return;
         }
-        for (int c = 0; c < count; ++c)
-            detail::subtract_product(high - c, 1, depth, left + c, height, right + c, count, panel + size_t(rows[c]) * ld, ld, rows + c);
+        using Unit = typename detail::Rows<V>::Unit;
+        constexpr int step = detail::Rows<V>::step;
+        for (int c = 0; c < count; ++c) {
+            V* to = panel + size_t(rows[c]) * ld;
+            int r = c;
+            for (; r + step <= high; r += step)
+                detail::subtract_block<Unit, 1, 1, true>(depth, left + r, height, right + c, count, to, ld, rows + r, step);
+            if (high - r > detail::loose) {
+                detail::subtract_block<Unit, 1, 1, false>(depth, left + r, height, right + c, count, to, ld, rows + r, high - r);
+                continue;
+            }
+            for (; r < high; ++r) detail::subtract_block<V, 1, 1, true>(depth, left + r, height, right + c, count, to, ld, rows + r, 1);
+        }
     }
 
     static constexpr int narrow_depth = 4;
@@ -239,18 +264,18 @@ struct Ldl {
         using Unit = typename detail::Rows<V>::Unit;
         constexpr int step = detail::Rows<V>::step;
         int r = C;
-        for (; r + step <= height; r += step) below<Unit, C>(block + r, ld, a, inv);
-        if constexpr (step > 1)
-            for (; r < height; ++r) below<V, C>(block + r, ld, a, inv);
+        for (; r + step <= height; r += step) below<Unit, C, true>(block + r, ld, a, inv, step);
+        if (height - r > detail::loose) return below<Unit, C, false>(block + r, ld, a, inv, height - r);
+        for (; r < height; ++r) below<V, C, true>(block + r, ld, a, inv, 1);
     }
-    template <class Unit, int C>
-    OPTLAYER_INLINE void below(V* row, int ld, const V (&a)[C][C], const V (&inv)[C]) const {
+    template <class Unit, int C, bool full>
+    OPTLAYER_INLINE void below(V* row, int ld, const V (&a)[C][C], const V (&inv)[C], int count) const {
         Unit l[C];
         OPTLAYER_UNROLL for (int j = 0; j < C; ++j) {
-            Unit v = detail::load_rows<Unit>(row + size_t(j) * ld);
+            Unit v = detail::load_rows<Unit, full>(row + size_t(j) * ld, count);
             for (int k = 0; k < j; ++k) v = fnma(l[k], Unit(a[j][k]), v);
             l[j] = v * Unit(inv[j]);
-            detail::store_rows(l[j], row + size_t(j) * ld);
+            detail::store_rows<full>(l[j], row + size_t(j) * ld, count);
         }
     }
 
@@ -275,41 +300,45 @@ struct Ldl {
         const V* panel = L + p.panel[s];
         const int* rows = p.rows + p.rows_at[s];
         V *mine = x_ + first, *far = x + p.size;
-        for (int i = 0; i < count; ++i) far[i] = x_[rows[i]];
-        for (int k = columns - 1; k >= 0; --k) {
-            V v = mine[k];
-            for (int i = k + 1; i < columns; ++i) v = fnma(panel[size_t(k) * ld + i], mine[i], v);
-            mine[k] = count ? v - dot(count, panel + size_t(k) * ld + columns, far) : v;
+        if (count) {
+            const bool whole = !is_pack<V> && parts > 1 && count > detail::loose;
+            for (int i = 0; whole && i < count; i += parts) {
+                const int some = count - i < parts ? count - i : parts;
+                Partial::gather_first(reinterpret_cast<const T*>(x_), rows + i, some).store_first(reinterpret_cast<T*>(far) + i, some);
+            }
+            for (int i = 0; !whole && i < count; ++i) far[i] = x_[rows[i]];
+            for (int k = 0; k < columns; ++k) mine[k] = mine[k] - dot(count, panel + size_t(k) * ld + columns, far);
         }
+        for (int k = columns - 1; k > 0; --k)
+            for (int i = 0; i < k; ++i) mine[i] = fnma(panel[size_t(i) * ld + k], mine[k], mine[i]);
     }
+    static constexpr int parts = native_width<T>;
+    using Partial = Pack<T, parts>;
     // In as many partial sums as a register has scalars: the same for a lane as for a matrix alone.
-    static V dot(int count, const V* a, const V* b) {
-        constexpr int parts = native_width<T>;
-        if (count == 1) return a[0] * b[0];
-        if (count == 2) return a[0] * b[0] + a[1] * b[1];
-        V sum[parts];
+    static OPTLAYER_INLINE V dot(int count, const V* a, const V* b) {
         if constexpr (is_pack<V> || parts == 1) {
+            if (count == 1) return a[0] * b[0];
+            if (count == 2) return a[0] * b[0] + a[1] * b[1];
+            V sum[parts];
             for (int i = 0; i < parts; ++i) sum[i] = i < count ? a[i] * b[i] : V(0);
             int i = parts;
             for (; i + parts <= count; i += parts)
                 OPTLAYER_UNROLL for (int j = 0; j < parts; ++j) sum[j] = fma(a[i + j], b[i + j], sum[j]);
             for (; i < count; ++i) sum[i % parts] = fma(a[i], b[i], sum[i % parts]);
+            for (int half = parts / 2; half; half /= 2)
+                for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+            return sum[0];
         } else {
-            using P = Pack<T, parts>;
-            P total(T(0));
-            int i = 0;
-            if (count >= parts) {
-                total = P::load(a) * P::load(b);
-                for (i = parts; i + parts <= count; i += parts) total = fma(P::load(a + i), P::load(b + i), total);
-            }
-            total.store(sum);
-            if (count < parts)
-                for (; i < count; ++i) sum[i] = a[i] * b[i];
-            for (; i < count; ++i) sum[i % parts] = fma(a[i], b[i], sum[i % parts]);
+            if (count == 1) return a[0] * b[0];
+            if (count == 2) return a[0] * b[0] + a[1] * b[1];
+            if (count == 3) return (a[0] * b[0] + a[2] * b[2]) + a[1] * b[1];
+            if (count < parts) return (Partial::load_first(a, count) * Partial::load_first(b, count)).folded();
+            Partial sum = Partial::load(a) * Partial::load(b);
+            int i = parts;
+            for (; i + parts <= count; i += parts) sum = fma(Partial::load(a + i), Partial::load(b + i), sum);
+            if (i < count) sum = fma(Partial::load_first(a + i, count - i), Partial::load_first(b + i, count - i), sum);
+            return sum.folded();
         }
-        for (int half = parts / 2; half; half /= 2)
-            for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
-        return sum[0];
     }
 };
 

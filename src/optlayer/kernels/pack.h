@@ -232,7 +232,41 @@ template <class T, int W> struct Pack {
 #endif
             for (int i = 0; i < count; ++i) p[i] = v[i];
     }
+    // p[at[i]] in the first `count` lanes, 0 in the others.
+    static OPTLAYER_INLINE Pack gather_first(const T* p, const int* at, int count) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Vector) == 64 && sizeof(T) == 8) {
+            const __mmask8 first = __mmask8((1u << count) - 1);
+            const __m512i places = _mm512_maskz_loadu_epi32(__mmask16(first), at);
+            return Pack((Vector)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), first, _mm512_castsi512_si256(places), p, 8));
+        } else
+#endif
+        {
+            Pack a(T(0));
+            for (int i = 0; i < count; ++i) a.v[i] = p[at[i]];
+            return a;
+        }
+    }
     OPTLAYER_INLINE T operator[](int i) const { return v[i]; }
+    // The sum of the lanes: one half onto the other, until one is left.
+    OPTLAYER_INLINE T folded() const {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Vector) == 64 && sizeof(T) == 8)
+            return folded(_mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1)));
+        else
+#endif
+#if defined(__AVX2__)
+        if constexpr (sizeof(Vector) == 32 && sizeof(T) == 8) return folded((__m256d)v);
+        else
+#endif
+        {
+            T part[W];
+            for (int i = 0; i < W; ++i) part[i] = v[i];
+            for (int half = W / 2; half; half /= 2)
+                for (int i = 0; i < half; ++i) part[i] = part[i] + part[i + half];
+            return part[0];
+        }
+    }
 
     friend OPTLAYER_INLINE Pack operator+(Pack a, Pack b) { return Pack(a.v + b.v); }
     friend OPTLAYER_INLINE Pack operator-(Pack a, Pack b) { return Pack(a.v - b.v); }
@@ -291,6 +325,10 @@ template <class T, int W> struct Pack {
     typedef T Unaligned __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), may_alias));
 #endif
 #if defined(__AVX2__)
+    static OPTLAYER_INLINE T folded(__m256d x) {
+        const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+        return pair[0] + pair[1];
+    }
     static OPTLAYER_INLINE __m256i first_lanes(int count) {
         if constexpr (sizeof(T) == 8) return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_set_epi64x(3, 2, 1, 0));
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
