@@ -34,6 +34,13 @@ class Interruptible {
     }
     Interruptible(const Interruptible&) = delete;
     bool asked() const { return mine_ && asked_flag(); }
+    // What throws Interrupted once this has been asked to end; nullptr: it does not watch.
+    auto pause() const -> void (*)() {
+        if (!mine_) return nullptr;
+        return [] {
+            if (asked_flag()) throw Interrupted();
+        };
+    }
 
   private:
     static constexpr double worth = 1000;

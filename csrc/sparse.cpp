@@ -3,6 +3,7 @@
 #include <atomic>
 #include <memory>
 
+#include "interrupt.h"
 #include "kernels/solver.h"
 #include "memory.h"
 #include "pool.h"
@@ -74,11 +75,11 @@ class SparseCall {
         }
         g.lanes = p.lanes;
         measure();
-        if (task == Task::SOLVE && g.keep) allocate_factor();
+        if (task == Task::SOLVE && g.keep && !header) allocate_factor();  // (there is one where Ctrl-C has ended the call before)
         if (p.shared) share(task);
         const int64_t groups = (g.batch + p.lanes - 1) / p.lanes;
         std::atomic<int> unsolved{0};
-        over_threads(groups, [&](int64_t i, char* room) {
+        over_threads(task, groups, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
             dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
@@ -107,6 +108,7 @@ class SparseCall {
     size_t keep_bytes = 0, work_bytes = 0;  // of a group, and of one member if that is more
     const T* shared_values = nullptr;
     bool shared_convex = true;
+    void (*pause)() = nullptr;  // looks for Ctrl-C
 
     char* flags() const { return reinterpret_cast<char*>(header) + header->flags; }
 
@@ -129,18 +131,27 @@ class SparseCall {
         *header = h;
         g.factor.data = header;
     }
-    template <class F> void over_threads(int64_t count, F&& body) const {
+    // About how long a call takes: a factorisation and what goes with it, as many as a solve has iterations.
+    double microseconds(Task task) const {
+        const double factor = 1e-3 * s.kkt->flops + 1e-2 * double(s.kkt->plan.entries());
+        return double(g.batch) * factor * (task == Task::SOLVE ? 20 : 1);
+    }
+    template <class F> void over_threads(Task task, int64_t count, F&& body) {
         std::atomic<int64_t> next{0};
         std::atomic<bool> failed{false};
+        const Interruptible watch(microseconds(task));
+        pause = watch.pause();
         Pool::run(int(std::min<int64_t>(std::max(g.threads, 1), count)), [&](int) {
             try {
                 char* room = static_cast<char*>(scratch().reserve(keep_bytes + work_bytes));
-                for (int64_t i; (i = next.fetch_add(1)) < count;) body(i, room);
+                for (int64_t i; !watch.asked() && (i = next.fetch_add(1)) < count;) body(i, room);
+            } catch (const Interrupted&) {
             } catch (...) {  // (the only one is bad_alloc)
                 failed = true;
             }
         });
         if (failed) throw std::bad_alloc();
+        if (watch.asked()) throw Interrupted();
     }
 
     // ---- the data
@@ -204,7 +215,7 @@ class SparseCall {
         group.place_sides(keep, work);
         SparseSystem<Solo<V>, V, U> system(group.t, a);
         system.place(keep, work);
-        a.units = system.scale;
+        a.units = system.scale, system.pause = pause;
         if (work.base) {
             group.choose_members(first);
             if constexpr (std::is_same<U, V>::value) {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optlayer import Settings, Status, solve
+from optlayer import Settings, Sparse, Status, solve
 from optlayer.backends import cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
@@ -149,6 +149,47 @@ def test_float32() -> None:
     torch.testing.assert_close(solution.z, torch.tensor([0.5, 2.0, -1.0]))
     (slope,) = torch.autograd.grad(solution.z[0], h)
     torch.testing.assert_close(slope, torch.tensor([0.5, -0.5]))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_sparse_matrices(shared: bool, batch: tuple[int, ...]) -> None:
+    """The point of the dense matrices, and their gradients at the entries; feasible members beside it as ever."""
+    r = torch.Generator().manual_seed(7)
+    own, (n, p, m) = () if shared else batch, (8, 7, 3)
+
+    def entries(rows: int) -> Tensor:
+        mask = torch.rand(rows, n, generator=r) < 0.5
+        mask[-1] = mask[0]
+        return torch.randn(*own, rows, n, generator=r, dtype=F64) * mask
+
+    def normal(size: int) -> Tensor:
+        return torch.randn(*batch, size, generator=r, dtype=F64)
+
+    full = {"Q": torch.diag_embed(1 + torch.rand(*own, n, generator=r, dtype=F64)), "G": entries(p), "A": entries(m)}
+    full["G"][..., -1, :] = -full["G"][..., 0, :]
+    full |= {"q": normal(n), "h": normal(p).abs(), "b": normal(m) / 10, "lb": torch.full((n,), -3.0, dtype=F64)}
+    full["h"].view(-1, p)[::2, [0, -1]] = -1.0  # g₀'z ≤ −1 and −g₀'z ≤ −1
+    up, patterns = normal(n), {name: Sparse.from_dense(full[name]) for name in "QGA"}
+    leaves = {name: (patterns[name].values if name in patterns else x).clone() for name, x in full.items()}
+    for x in (*full.values(), *leaves.values()):
+        x.requires_grad_()
+    given = {name: patterns[name].with_values(x) if name in patterns else x for name, x in leaves.items()}
+    wanted, found = solve(**full, settings=CLOSEST), solve(**given, settings=CLOSEST)
+    assert found.status.tolist() == wanted.status.tolist()
+    assert found.status.view(-1)[::2].eq(int(Status.CLOSEST)).all()
+    torch.testing.assert_close(found.z, wanted.z)
+    theirs = dict(zip(full, torch.autograd.grad(wanted.z, list(full.values()), up), strict=True))
+    mine = dict(zip(full, torch.autograd.grad(found.z, list(leaves.values()), up), strict=True))
+    for name, M in patterns.items():
+        theirs[name] = theirs[name][..., M.pattern.rows, M.pattern.columns]
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_large_sparse_problems_have_none() -> None:
+    eye = Sparse(torch.arange(1002), torch.arange(1001), torch.ones(1001, dtype=F64), (1001, 1001))
+    with pytest.raises(ValueError, match="sparse matrices of more than 1000"):
+        solve(eye, torch.zeros(1001, dtype=F64), settings=CLOSEST)
 
 
 def test_backends_that_do_not_know_it_say_so() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -176,3 +178,32 @@ def test_memory_does_not_grow(backward: bool) -> None:
         call()
     gc.collect()
     assert resident_bytes() - before < 4_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("length", "batch"), [(20000, 1), (200, 1500)])
+def test_ctrl_c_ends_a_sparse_call(length: int, batch: int) -> None:
+    """A call for one large member ends between two factorisations, one for many between two groups of members."""
+    k = torch.arange(length - 1)
+    columns = torch.stack([k, k + 1, length + k], 1).flatten()  # |z[k] − z[k+1]| ≤ t[k]
+    values = torch.tensor([[1.0, -1, -1], [-1, 1, -1]], dtype=torch.float64).repeat_interleave(len(k), 0).flatten()
+    rows = torch.arange(0, len(values) + 1, 3)
+    G = optlayer.Sparse(rows, columns.repeat(2), values, (2 * len(k), length + len(k)))
+    curvature = torch.ones(length + len(k), dtype=torch.float64)
+    curvature[length:] = 1e-6
+    signal_ = torch.randn(batch, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(1)
+    q = torch.cat([signal_, torch.ones(batch, len(k), dtype=torch.float64)], 1)
+
+    def solve() -> Tensor:
+        return optlayer.solve(optlayer.Diagonal(curvature), q, G, torch.zeros(2 * len(k), dtype=torch.float64)).z
+
+    wanted, start = solve(), perf_counter()
+    solve()
+    whole, start = perf_counter() - start, perf_counter()
+    timer = threading.Timer(whole / 10, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        solve()
+    assert perf_counter() - start < 0.6 * whole
+    timer.join()
+    assert torch.equal(solve(), wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from optlayer.backends.base import Backend, Stacked
+from optlayer.backends.base import FITS_DENSE, Backend, Stacked
 from optlayer.core.settings import Settings
 from optlayer.problem import Problem
 
@@ -66,10 +66,12 @@ def checked(backend: Backend, problem: Problem, settings: Settings) -> Backend:
     Raises:
         ValueError: when it does not know the closest point.
     """
-    if settings.infeasible == "closest" and (problem.sparse or not backend.closest):
-        what = "sparse matrices" if problem.sparse else f"backend {backend.name!r}"
-        needs = 'dense tensors and backend="cpu"'
-        raise ValueError(f'Settings(infeasible="closest") needs {needs}; it is not there for {what}')
+    if settings.infeasible == "closest":
+        large = problem.sparse and problem.n + problem.m + problem.p > FITS_DENSE
+        if large or not backend.closest:
+            size = f"sparse matrices of more than {FITS_DENSE} rows and columns"
+            what, needs = (size, "a smaller problem") if large else (f"backend {backend.name!r}", 'backend="cpu"')
+            raise ValueError(f'Settings(infeasible="closest") needs {needs}; it is not there for {what}')
     return backend
 
 

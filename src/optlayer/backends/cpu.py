@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optlayer.backends import args, zeros
 from optlayer.backends import sparse as by_pattern
-from optlayer.backends.base import Adjoint, Answer, Backend
+from optlayer.backends.base import FITS_DENSE, Adjoint, Answer, Backend
 from optlayer.core.native import VARIANTS, Core, Plan, run
 from optlayer.core.settings import Settings
 from optlayer.core.status import Status
@@ -84,7 +84,7 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     """Solve every member."""
     if problem.sparse:
         point = by_pattern.found(_loaded(), _adopt, problem, settings, keep_factor, False)
-        if point.unsolved and problem.n + problem.m + problem.p <= _FITS_DENSE:
+        if point.unsolved and problem.n + problem.m + problem.p <= FITS_DENSE:
             _ask_dense(problem, settings, point)
         return point
     alike = None if METHOD else zeros.found(_loaded(), problem, settings)
@@ -94,11 +94,6 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     if point.unsolved:
         _ask_dense(problem, settings, point)
     return point
-
-
-_FITS_DENSE = 1000
-"""Rows and columns of a sparse problem up to which the dense methods do what the sparse engine leaves: a second's work
-at most, a fifth for the 640 of a power network."""
 
 
 def _marked(point: Point, alike: Problem) -> Point:
@@ -111,10 +106,20 @@ def _marked(point: Point, alike: Problem) -> Point:
 def _ask_dense(problem: Problem, settings: Settings, point: Point) -> None:
     """What the sparse engine leaves, by the dense methods; the derivative makes its factor anew."""
     left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    if settings.infeasible == "closest":
+        left |= point.status == int(Status.PRIMAL_INFEASIBLE)
     rest = left.nonzero().flatten()
     if len(rest):
         point.take(rest, _found(problem.select(rest).dense(), settings, False, False))
-        point.factor, point.unsolved = (), int((point.status != int(Status.SOLVED)).sum())
+        point.factor, point.unsolved = (), int((~point.answered).sum())
+
+
+def _closest(problem: Problem, settings: Settings, point: Point) -> tuple[Tensor, Problem, Point] | None:
+    """Members of a sparse problem that are at their closest points, as a dense problem: that is how they were found."""
+    if settings.infeasible != "closest":
+        return None
+    rest = (point.status == int(Status.CLOSEST)).nonzero().flatten()
+    return (rest, problem.select(rest).dense(), point.select(rest)) if len(rest) else None
 
 
 def _alike(problem: Problem, settings: Settings, point: Point) -> Problem | None:
@@ -239,7 +244,13 @@ def kkt_solve(problem: Problem, settings: Settings, point: Point, rhs: Adjoint) 
     """Solve the KKT system at `point` for `rhs` with the factorisation of the forward pass."""
     core = _loaded()
     if problem.sparse:
-        return by_pattern.kkt_solve(core, problem, settings, point, rhs)
+        found = by_pattern.kkt_solve(core, problem, settings, point, rhs)
+        if (closest := _closest(problem, settings, point)) is not None:
+            rest, dense, theirs = closest
+            more = kkt_solve(dense, settings, theirs, Adjoint(*(r[rest] for r in rhs)))
+            for v, part in zip(found, more, strict=True):
+                v[rest] = part
+        return found
     if (alike := _alike(problem, settings, point)) is not None:
         return by_pattern.kkt_solve(core, alike, settings, point, rhs)
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]
@@ -269,7 +280,12 @@ def pullback(
     """
     core = _loaded()
     if problem.sparse:
-        return by_pattern.pullback(core, problem, settings, point, grad_z, need)
+        found = by_pattern.pullback(core, problem, settings, point, grad_z, need)
+        if (closest := _closest(problem, settings, point)) is not None:
+            rest, dense, theirs = closest
+            more = pullback(dense, settings, theirs, grad_z.reshape(-1, problem.n)[rest], need) or []
+            zeros.add_gradients(problem.structure, found, more, rest)
+        return found
     if _alike(problem, settings, point) is not None:
         return None
     structure, kept = problem.structure, []  # type: tuple[Structure, list[Tensor]]

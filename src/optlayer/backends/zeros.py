@@ -70,6 +70,23 @@ def at(wanted: Structure, problem: Problem) -> Problem:
     return Problem.of(tensors, wanted)
 
 
+def add_gradients(
+    structure: Structure, to: Sequence[Tensor | None], dense: Sequence[Tensor | None], members: Tensor
+) -> None:
+    """Add the gradients of some members' dense tensors to those of all members' tensors: of a pattern, what is stored."""
+    kinds = dict(zip(MATRICES, structure.kinds, strict=True))
+    for i, (mine, theirs, rank) in enumerate(zip(to, dense, structure.ranks, strict=True)):
+        if mine is None or theirs is None:
+            continue
+        kind = kinds.get(i)
+        if isinstance(kind, Patterned):
+            theirs = theirs.flatten(-2)[..., _places(kind.pattern)]
+        if mine.dim() > rank:
+            mine[members] += theirs
+        else:
+            mine += theirs
+
+
 def _differs(x: Tensor | None, kind: Kind) -> bool:
     """Whether the members have matrices of their own."""
     return x is not None and x.dim() > kind.rank

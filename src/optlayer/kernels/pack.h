@@ -234,11 +234,10 @@ template <class T, int W> struct Pack {
     }
     // p[at[i]] in the first `count` lanes, 0 in the others.
     static OPTLAYER_INLINE Pack gather_first(const T* p, const int* at, int count) {
-#if defined(__AVX512F__)
+#if defined(__AVX512VL__)
         if constexpr (sizeof(Vector) == 64 && sizeof(T) == 8) {
             const __mmask8 first = __mmask8((1u << count) - 1);
-            const __m512i places = _mm512_maskz_loadu_epi32(__mmask16(first), at);
-            return Pack((Vector)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), first, _mm512_castsi512_si256(places), p, 8));
+            return Pack((Vector)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), first, _mm256_maskz_loadu_epi32(first, at), p, 8));
         } else
 #endif
         {
@@ -252,7 +251,7 @@ template <class T, int W> struct Pack {
     OPTLAYER_INLINE T folded() const {
 #if defined(__AVX512F__)
         if constexpr (sizeof(Vector) == 64 && sizeof(T) == 8)
-            return folded(_mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1)));
+            return folded(_mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xf, (__m512d)v, 0), _mm512_maskz_extractf64x4_pd(0xf, (__m512d)v, 1)));
         else
 #endif
 #if defined(__AVX2__)

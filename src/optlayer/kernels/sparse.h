@@ -148,6 +148,7 @@ struct SparseSystem {
     V unit, unit_dual, stationarity, scale_dual, kappa;
     V aim = V(T(0));         // what lam∘s shall be at the end: of a relaxed problem not zero
     bool predicted = false;
+    void (*pause)() = nullptr;  // called before a factorisation; may throw
 
     SparseSystem(const Tm& team, const SparseData<V, U>& data) : t(team), a(data) {}
 
@@ -198,6 +199,7 @@ struct SparseSystem {
     OPTLAYER_CALL void factor(const V* D) {
         const SparsePattern& s = *a.pattern;
         predicted = false;
+        if (pause) pause();
         const V far = V(T(S::absent));
         t.each(a.rows(), [&](int i) { W[i] = i < a.p ? select(D[i] > V(T(0)), V(T(1)) / max(D[i], V(T(1)) / far), far) : D[i]; });
         t.each(a.n, [&](int j) {
