@@ -221,6 +221,20 @@ def test_dependent_active_rows_have_the_nearest_multipliers() -> None:
     assert torch.allclose(*grads, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_zero_but_for_rounding_is_zero(seed: int) -> None:
+    """Inputs that cost nothing hold a system at rest: states and multipliers are zero, only rounding moves them."""
+    r, steps, states, inputs = np.random.default_rng(seed), 10, 4, 6
+    B, move = r.standard_normal((states, inputs)), np.eye(states) + 0.1 * r.standard_normal((states, states))
+    A = np.hstack([np.kron(np.eye(steps, k=-1), move) - np.eye(steps * states), np.kron(np.eye(steps), B)])
+    b = np.tile(B @ (5 + r.random(inputs)), steps)
+    curvature = np.repeat([10.0, 0.0], [steps * states, steps * inputs])
+    lower = np.where(curvature > 0, -np.inf, 0.0)
+    q, A, b, curvature, lower = (torch.tensor(x) for x in (0 * curvature, A, b, curvature, lower))
+    s = solve(Diagonal(curvature), q, A=Sparse.from_dense(A), b=b, lb=lower, ub=20.0)
+    assert s.z[: steps * states].abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("units", [0.0, 2.0])
 @pytest.mark.parametrize("curved", [0.0, 1.0])
 def test_degenerate_problems_with_dependent_active_rows(curved: float, units: float) -> None:

@@ -73,7 +73,7 @@ def at(wanted: Structure, problem: Problem) -> Problem:
 def add_gradients(
     structure: Structure, to: Sequence[Tensor | None], dense: Sequence[Tensor | None], members: Tensor
 ) -> None:
-    """Add the gradients of some members' dense tensors to those of all members' tensors: of a pattern, what is stored."""
+    """Add gradients of some members' dense tensors to those of all members' tensors: of a pattern, what is stored."""
     kinds = dict(zip(MATRICES, structure.kinds, strict=True))
     for i, (mine, theirs, rank) in enumerate(zip(to, dense, structure.ranks, strict=True)):
         if mine is None or theirs is None:

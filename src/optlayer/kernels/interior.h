@@ -309,6 +309,24 @@ struct Interior : Verdict<Tm, V, U, D> {
         leave_slacks(which);
         return done;
     }
+    // What is zero but for rounding, as zero: forces that nothing asks for, and the variables that they would move. Returns the
+    // lanes whose point it makes `exact`.
+    template <class M>
+    OPTLAYER_CALL M clear(M which, V exact) {
+        const V none = V(T(Tuning<T>::cleared));
+        const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); });
+        const V force = t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); });
+        t.each(a.n, [&](int j) { out.z[j] = select(which & (abs(out.z[j]) <= none * far), V(0), out.z[j]); });
+        t.each(a.m, [&](int i) { out.nu[i] = select(which & (abs(out.nu[i]) * a.A_largest(i) <= none * force), V(0), out.nu[i]); });
+        x.each(t, [&](int k, int i, V) { out.lam[k] = select(which & (out.lam[k] <= none * force * x.d[i]), V(0), out.lam[k]); });
+        keep_bounds(t, x, out, which);
+        sum_sides(which);
+        a.rows_times(t, out.z, x.v);
+        leave_slacks(which);
+        const V error = judge();
+        keep(which, error, exact);
+        return which & (error <= exact);
+    }
     // The best point so far, or the last one of those that are good enough.
     template <class M>
     OPTLAYER_CALL void keep(M which, V error, V enough) {
@@ -456,6 +474,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 drop_idle(open);
                 if (last) keep(open, judge(), exact);
                 open = open & !finish(open, exact, stage ? Tuning<T>::most_factors : Tuning<T>::few_factors);
+                if (any(open)) open = open & !clear(open, exact);
             } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
                 polish(open, Tuning<T>::polish_rounds);

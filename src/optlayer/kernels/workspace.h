@@ -206,7 +206,8 @@ struct Sides {
             });
             return;
         }
-        const struct { int count, side, row, sign; } parts[] = {{p, 0, 0, 1}, {below, p, 0, -1}, {lower, first_lower(), base, -1}, {upper, first_upper(), base, 1}};
+        const struct { int count, side, row, sign; } parts[] = {
+            {p, 0, 0, 1}, {below, p, 0, -1}, {lower, first_lower(), base, -1}, {upper, first_upper(), base, 1}};
         for (const auto& part : parts) {  // (one loop: so that the body is part of it)
             const V sign = V(scalar_of<V>(part.sign));
             t.each(part.count, [&](int k) { f(part.side + k, part.row + k, sign); });
