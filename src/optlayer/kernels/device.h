@@ -188,12 +188,18 @@ template <class T, class Tm> struct Task {
             no_answer(group);
             return verdict;
         }
+        if (contradicts(group)) {
+            group.out.primal = group.out.dual = group.out.gap = huge<T>() * T(2), group.out.iterations = T(0);
+            group.store_answer();
+            return PRIMAL_INFEASIBLE;
+        }
+        constexpr bool single = std::is_same<T, float>::value;
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
+        if (group.out.solved > T(0)) verdict = SOLVED;
+        else if (const int32_t proof = ip.certify(T(single ? 1e-4 : 1e-9), T(single ? 1e3 : 1e6))) verdict = proof;
+        else verdict = group.out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
         group.store_answer();
-        if (group.out.solved > T(0)) return SOLVED;
-        const int32_t proof = ip.certify(std::is_same<T, float>::value ? T(1e-4) : T(1e-9), std::is_same<T, float>::value ? T(1e3) : T(1e6));
-        if (proof) return proof;
-        return group.out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
+        return verdict;
     }
 
     template <class System>
@@ -210,6 +216,31 @@ template <class T, class Tm> struct Task {
         system.kappa = select(system.kappa > V(0), system.kappa, V(1));  // a linear program: any unit will do
     }
     template <class V, class U> void scale_of(Schur<Tm, V, U>&) const {}
+
+    // A row without variables that cannot hold, or bounds that cross: the proof in `out`, scaled to the value -1.
+    OPTLAYER_CALL bool contradicts(Members& group) const {
+        const Tm& team = group.t;
+        const Data<T, T>& a = group.a;
+        const Sides<T>& x = group.x;
+        Point<T>& out = group.out;
+        const int both = x.lower && x.upper ? a.n : 0;
+        const auto gap = [&](int j) { return x.on[x.first_lower() + j] * x.on[x.first_upper() + j] * (x.h[x.first_lower() + j] + x.h[x.first_upper() + j]); };
+        const T of_rows = team.max(x.p + x.below, T(-1), [&](int k) {
+            return x.on[k] > T(0) && x.h[k] < T(0) && a.row_largest(k < x.p ? k : k - x.p) == T(0) ? T(k) : T(-1);
+        });
+        const T of_bounds = team.max(both, T(-1), [&](int j) { return gap(j) < T(0) ? T(j) : T(-1); });
+        const T of_equalities = team.max(a.m, T(-1), [&](int i) { return a.b[i] != T(0) && a.A_largest(i) == T(0) ? T(i) : T(-1); });
+        if (of_rows < T(0) && of_bounds < T(0) && of_equalities < T(0)) return false;
+        const bool rows = of_rows >= T(0), bounds = !rows && of_bounds >= T(0);
+        const int k = int(of_rows), j = int(of_bounds), e = int(of_equalities);
+        team.each(x.total(), [&](int i) {
+            const bool pressed = rows ? i == k : bounds && (i == x.first_lower() + j || i == x.first_upper() + j);
+            out.lam[i] = pressed ? T(-1) / (rows ? x.h[k] : gap(j)) : T(0), out.s[i] = T(0);
+        });
+        team.each(a.m, [&](int i) { out.nu[i] = !rows && !bounds && i == e ? T(-1) / a.b[e] : T(0); });
+        team.each(a.n, [&](int i) { out.z[i] = T(0); });
+        return true;
+    }
 
     // ---- pieces -----------------------------------------------------------------------------------------------------------
     static void note(size_t& most, size_t now) { most = now > most ? now : most; }

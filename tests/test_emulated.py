@@ -1,0 +1,116 @@
+"""The code of the GPU's kernels, run on the CPU (csrc/tests/emulated.cpp): the verdicts are the CPU backend's.
+
+A kernel may leave a member unsettled, which the core then settles where somebody waits; it may not judge it otherwise.
+`pytest --register tests/test_emulated.py --backend emulated tests/test_backends.py` runs what every backend promises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests import fuzz
+from tests.families import FAMILIES, INFEASIBLE, UNBOUNDED, generate, hopeless
+
+from optlayer import Settings, Status, backends, solve
+from optlayer.backends import args, base, cuda, reference
+from optlayer.backends.base import Adjoint
+from optlayer.core.settings import tolerance_of
+from optlayer.point import Point
+from optlayer.problem import Problem
+
+ROOT = Path(__file__).parents[1]
+LEFT = {int(Status.MAX_ITERATIONS), int(Status.NUMERICAL_ERROR)}
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    folder = Path(tempfile.mkdtemp())
+    compiler = shutil.which("c++") or "c++"
+    sources = [ROOT / "csrc" / "tests" / "emulated.cpp", ROOT / "csrc" / "device.cpp"]
+    include = [f"-I{ROOT / 'src'}", f"-I{ROOT / 'src' / 'optlayer'}"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-w"]
+    command = [compiler, *flags, *include, *map(str, sources), "-o", str(folder / "emulated.so")]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(folder / "emulated.so"))
+    library.optlayer_emulate.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_bool]
+    shutil.rmtree(folder)
+    return library
+
+
+class Emulated(base.Backend):
+    """Backend `cuda` without a GPU. Large problems go to the reference, as there."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.name, self.threads = f"emulated{threads if threads > 1 else ''}", threads
+
+    def unavailable(self) -> str | None:
+        return None if sys.platform == "linux" else "the emulation is built on Linux"
+
+    def _run(self, problem: Problem, settings: Settings, places: list[int], adjoint: bool) -> None:
+        keep: list[torch.Tensor] = []
+        single = problem.dtype == torch.float32
+        numbers = (
+            problem.n, problem.m, problem.p, problem.structure.members, single, problem.structure.diagonal, 0, 1, 1,
+            settings.max_iterations, settings.polish, False, 0, 0,
+        )
+        packed = args.pack(numbers, tolerance_of(settings, single), [*args.place_data(keep, problem), *places, 0, 0])
+        kernels().optlayer_emulate(packed, self.threads, adjoint)
+
+    def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
+        if cuda.variant(problem.n, problem.m, problem.p, problem.structure.members) is None:
+            return reference.solve(problem, settings, keep_factor)
+        point = args.empty_point(problem, problem.structure.members)
+        self._run(problem, settings, args.place_point([], point) + cuda._NO_ADJOINT, False)
+        return point
+
+    def settle(self, problem: Problem, settings: Settings, point: Point) -> None:
+        base.settle_here(problem, settings, point)
+
+    def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
+        if cuda.variant(problem.n, problem.m, problem.p, problem.structure.members) is None:
+            return reference.kkt_solve(problem, settings, point, rhs)
+        keep: list[torch.Tensor] = []
+        answer = Adjoint(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in rhs))
+        places = [*args.place_point(keep, point), *args.place_rows(keep, rhs), 0, 0]
+        self._run(problem, settings, [*places, *args.place_rows(keep, answer), 0, 0, 0, 0], True)
+        return answer
+
+
+if __name__ == "registered":  # by conftest.py
+    backends.register(Emulated())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the emulation is built on Linux")
+def test_kernels_and_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every family, both dtypes, one thread and sixteen; then draws of known verdict. In one test: it compiles once."""
+    wrong, left = [], 0
+    for threads, dtype in ((1, torch.float64), (1, torch.float32), (16, torch.float64)):
+        engine = Emulated(threads)
+        monkeypatch.setitem(backends._added, engine.name, engine)
+        cases = {name: make(generate(1), dtype).data for name, make in FAMILIES.items()}
+        cases |= {name: hopeless(values, dtype) for name, values in (INFEASIBLE | UNBOUNDED).items()}
+        for name, data in cases.items():
+            found, core = solve(**data, backend=engine.name, check=False), solve(**data, backend="cpu", check=False)
+            status, expected = found.status.reshape(-1).tolist(), core.status.reshape(-1).tolist()
+            left += sum(a in LEFT for a in status)
+            if any(a != b and a not in LEFT for a, b in zip(status, expected, strict=True)):
+                wrong.append((name, threads, dtype, status, expected))
+            settled = solve(**data, backend=engine.name) if core.solved.all() else None
+            if settled is not None and not settled.solved.all():
+                wrong.append((name, threads, dtype, "left", status))
+    assert not wrong
+    assert left <= 25  # zero rows of float32, contradictions of several rows; all are settled
+    for seed in range(20, 25):
+        assert fuzz.fuzz(fuzz.BATCH, seed, "emulated")["wrong"] == 0
+    draw = fuzz.Draw(3)
+    found = solve(**draw.arguments(), backend="emulated", check=False)
+    assert np.isfinite(found.z.detach().numpy()).all()
