@@ -60,8 +60,8 @@ class Run:
     quick: bool
     together: bool
     out: Path
-    seconds: float  # for each time
-    rivals: list[str]
+    seconds: float = 0.5  # for each time
+    rivals: list[str] = field(default_factory=lambda: list(RIVALS))
     result: dict[str, Any] = field(default_factory=dict)
 
     def workload(self, name: str) -> str:

@@ -431,14 +431,35 @@ def call(m: Measurements) -> str:
     )
 
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "faq.md")
+def gpu(data: dict[str, Any]) -> str:
+    """What a GPU has been measured to do."""
+    lines = [
+        "| workload | forward (ms) | with gradients (ms) | QPs a second | left to the core | qpax forward, both (ms) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in data["workloads"].items():
+        peer = row["rivals"].get("qpax", {})
+        theirs = f"{1e3 * peer['forward']:.3g}, {1e3 * peer['both']:.3g}" if "forward" in peer else "–"
+        times = f"{1e3 * row['forward']:.3g} | {1e3 * row['both']:.3g} | {row['rate']:.2g}"
+        lines.append(f"| `{name}` | {times} | {row['left']:.1g} | {theirs} |")
+    machine = data["machine"]
+    origin = (
+        f"{machine['gpu']}, torch {machine['torch']}, qpax {machine['versions']['qpax']} (whose gradients are not right), "
+        f"commit `{machine['commit']}`, {machine['date']}. Left to the core: the share of members that the kernel does "
+        f"not settle."
+    )
+    return "\n".join(lines) + f"\n\n{origin}"
+
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "faq.md", ROOT / "docs" / "cuda.md")
 
 
 def places() -> dict[str, str]:
     """What other pages say of speed, from the committed results."""
     m, claims = Measurements(RESULTS / "cpu.json"), json.loads((RESULTS / "claims.json").read_text())
     table, notes = comparison(m, claims), footnotes(m, claims)
-    return {"comparison": table, "comparison notes": notes, "speed": summary(m), "call": call(m)}
+    measured = gpu(json.loads((RESULTS / "gpu.json").read_text()))
+    return {"comparison": table, "comparison notes": notes, "speed": summary(m), "call": call(m), "gpu": measured}
 
 
 def _again(command: str) -> str:
