@@ -444,7 +444,7 @@ def gpu(data: dict[str, Any]) -> str:
         lines.append(f"| `{name}` | {times} | {row['left']:.1g} | {theirs} |")
     machine = data["machine"]
     origin = (
-        f"{machine['gpu']}, torch {machine['torch']}, qpax {machine['versions']['qpax']} (whose gradients are not right), "
+        f"{machine['gpu']}, torch {machine['torch']}, qpax {machine['versions']['qpax']} (with wrong gradients), "
         f"commit `{machine['commit']}`, {machine['date']}. Left to the core: the share of members that the kernel does "
         f"not settle."
     )
