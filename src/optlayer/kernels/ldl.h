@@ -307,10 +307,12 @@ struct Ldl {
                 Partial::gather_first(reinterpret_cast<const T*>(x_), rows + i, some).store_first(reinterpret_cast<T*>(far) + i, some);
             }
             for (int i = 0; !whole && i < count; ++i) far[i] = x_[rows[i]];
-            for (int k = 0; k < columns; ++k) mine[k] = mine[k] - dot(count, panel + size_t(k) * ld + columns, far);
         }
-        for (int k = columns - 1; k > 0; --k)
-            for (int i = 0; i < k; ++i) mine[i] = fnma(panel[size_t(i) * ld + k], mine[k], mine[i]);
+        for (int k = columns - 1; k >= 0; --k) {
+            V v = count ? mine[k] - dot(count, panel + size_t(k) * ld + columns, far) : mine[k];
+            for (int i = columns - 1; i > k; --i) v = fnma(panel[size_t(k) * ld + i], mine[i], v);  // the one just found last
+            mine[k] = v;
+        }
     }
     static constexpr int parts = native_width<T>;
     using Partial = Pack<T, parts>;
