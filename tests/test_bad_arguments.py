@@ -148,6 +148,55 @@ def test_settings_are_frozen_and_unknown_ones_refused() -> None:
         Settings(eps=1e-3)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": "small"}, "tolerance is a str, not a number"),
+        ({"max_iterations": 2.5}, "max_iterations is a float, not a whole number"),
+        ({"max_iterations": None}, "max_iterations is a NoneType"),
+        ({"smoothing": None}, "smoothing is a NoneType"),
+    ],
+)
+def test_settings_that_are_no_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Settings(**options)
+
+
+def test_names_that_are_no_mapping() -> None:
+    with pytest.raises(TypeError, match="names is a list"):
+        optlayer.solve(**arguments(), names=["x", "y", "z"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", ["mpc", "relu", "max"])
+def test_layer_and_input_of_different_dtypes(layer: str) -> None:
+    W, b = torch.eye(2), torch.zeros(2)
+    made = {
+        "mpc": lambda: nn.LinearMPC(W, W, horizon=2), "relu": lambda: nn.ReLULayer(W, b),
+        "max": lambda: nn.MaxOfLinear(W, b),
+    }[layer]()
+    with pytest.raises(TypeError, match=r"has dtype torch.float64, the layer torch.float32"):
+        made(torch.ones(2, dtype=torch.float64))
+
+
+def test_layers_that_are_made_of_sizes() -> None:
+    with pytest.raises(TypeError, match="W is a int, not a tensor"):
+        nn.ReLULayer(3, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="W is a int, not a tensor"):
+        nn.MaxOfLinear(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Q": torch.eye(N + 1)}, "Q "), ({"G": torch.ones(P, N + 1)}, "G "), ({"A": torch.ones(M, N - 1)}, "A "),
+        ({"q": torch.tensor(1.0)}, "q "),
+    ],
+)
+def test_elastic_layer_with_wrong_shapes(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message + r"\(…, "):
+        nn.ElasticQPLayer()(**(arguments() | change))
+
+
 def test_layer_with_an_unknown_kind_of_Q() -> None:
     with pytest.raises(ValueError, match="diagonal"):
         nn.OptNetLayer(3, Q="sparse")

@@ -426,6 +426,13 @@ def test_max_of_linear_and_its_gradients(pieces: int) -> None:
         close(ours, true)
 
 
+def test_layers_return_what_they_were_given_under_autocast() -> None:
+    W, x = torch.eye(2), torch.ones(2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nn.MaxOfLinear(W)(x).dtype == nn.ReLULayer(W, torch.zeros(2))(x).dtype == torch.bfloat16
+        assert {part.dtype for part in nn.LinearMPC(W, W, horizon=2)(x)} == {torch.bfloat16}
+
+
 def test_max_of_linear_at_its_creases() -> None:
     """Where pieces tie, even all of them, the value is right and the gradient finite."""
     layer = nn.MaxOfLinear(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], dtype=F64))

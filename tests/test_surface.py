@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +285,32 @@ def test_a_solution_is_cut_moved_and_counted() -> None:
             call(solve(Q, q(), G, H))
     with pytest.raises(IndexError):
         sol[4]
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_explain_looks_at_what_failed(shape: tuple[int, ...]) -> None:
+    upper = torch.tensor([1.0, 1.0, -1.0, 1.0]).reshape(*shape, 1)  # the third cannot be above zero
+    sol = optlayer.solve(torch.eye(1), torch.ones(1), lb=0.0, ub=upper, check=False)
+    place = 2 if len(shape) == 1 else (1, 0)
+    assert sol.explain().startswith(f"PRIMAL_INFEASIBLE (member {place}): ")
+    assert sol.explain().split(": ", 1)[1] == sol.explain(place).split(": ", 1)[1]
+    assert sol.explain(0).startswith("SOLVED: ")
+    assert optlayer.solve(torch.eye(1), torch.ones(1), lb=0.0, ub=upper.abs()).explain().startswith("SOLVED (member ")
+
+
+@pytest.mark.parametrize("Q", [torch.eye(3), optlayer.Diagonal(torch.ones(3)), torch.eye(3).to_sparse()])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_solution_is_copied_and_pickled(Q: Any, copied: Any) -> None:
+    sol = optlayer.solve(
+        Q, -torch.arange(6.0).reshape(2, 3), A=torch.ones(1, 3), b=1.0, lb=0.0, names={"z": list("abc")}
+    )
+    other = copied(sol)
+    assert repr(other) == repr(sol)
+    assert other.explain(1) == sol.explain(1)
+    for name in ("z", "nu", "lam_lb", "status", "gap", "objective"):
+        assert torch.equal(getattr(other, name), getattr(sol, name))
+    again = optlayer.solve(other.problem.Q, other.problem.q, A=other.problem.A, b=other.problem.b, lb=other.problem.lb)
+    assert torch.equal(again.z, sol.z)  # kinds and patterns are what they were
 
 
 def test_representations() -> None:

@@ -18,12 +18,14 @@ NEGLIGIBLE = 1e-6  # entries of a certificate below this part of its largest are
 SHOWN = 12  # constraints or variables listed before "and … more"
 
 
-def explain(problem: Problem, point: Point, member: int | Sequence[int] = 0, names: Names | None = None) -> str:
+def explain(
+    problem: Problem, point: Point, member: int | Sequence[int] | None = None, names: Names | None = None
+) -> str:
     """What happened to one member of the batch, and what to try.
 
     Args:
         problem, point: of the batch.
-        member: index in the batch, one for each of its dimensions; 0 where there is none.
+        member: index in the batch, one for each of its dimensions; None: the first one without an answer, or the first.
         names: of rows and variables.
 
     Returns:
@@ -32,7 +34,14 @@ def explain(problem: Problem, point: Point, member: int | Sequence[int] = 0, nam
     Raises:
         IndexError: when the batch has no such member.
     """
-    i = flat_index(member, problem.structure.shape)
+    shape, place = problem.structure.shape, ""
+    if member is None:
+        unanswered = (point.status != int(Status.SOLVED)) & (point.status != int(Status.CLOSEST))
+        member = int(unanswered.nonzero()[0]) if bool(unanswered.any()) else 0
+        if shape:
+            member = unflat_index(member, shape) if len(shape) > 1 else member
+            place = f" (member {member})"
+    i = flat_index(member, shape)
     one, names = problem.member(i), names or Names()
     parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub, point.lam_lower)
     values = [x[i].detach() for x in parts]
@@ -43,7 +52,7 @@ def explain(problem: Problem, point: Point, member: int | Sequence[int] = 0, nam
         Status.SOLVED: lambda: f"Residuals: {words}.",
         Status.PRIMAL_INFEASIBLE: lambda: _conflict(values, names),
         Status.DUAL_INFEASIBLE: lambda: _runaway(values[0], names),
-        Status.INVALID_INPUT: lambda: _invalid(problem, one, member if problem.structure.shape else ()),
+        Status.INVALID_INPUT: lambda: _invalid(problem, one, member if shape else ()),
         Status.NOT_CONVEX: lambda: _curvature(one, names),
     }
     if status in tell:
@@ -51,7 +60,7 @@ def explain(problem: Problem, point: Point, member: int | Sequence[int] = 0, nam
     else:
         worst = max(residuals, key=lambda key: residuals[key])
         detail = f"Residuals: {words}; the largest is {worst}: {_ADVICE[worst]}."
-    return f"{status}: {status.explanation}\n{detail}"
+    return f"{status}{place}: {status.explanation}\n{detail}"
 
 
 _ADVICE = {
@@ -73,6 +82,15 @@ def flat_index(member: int | Sequence[int], shape: Sequence[int]) -> int:
     for i, size in zip(index, extents, strict=True):
         flat = flat * size + i % size
     return flat
+
+
+def unflat_index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The place of a member in the batch dimensions."""
+    found: list[int] = []
+    for extent in reversed(shape):
+        flat, i = divmod(flat, extent)
+        found.insert(0, i)
+    return tuple(found)
 
 
 def _listed(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optlayer import kkt
 from optlayer.core.status import Status
 from optlayer.core.structure import Names
-from optlayer.explain import explain
+from optlayer.explain import explain, unflat_index
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -146,8 +146,8 @@ class Solution:
         """The statuses as words: a string, or lists of strings for the batch dimensions."""
         return _words(self.status.tolist())
 
-    def explain(self, member: int | Sequence[int] = 0) -> str:
-        """The verdict on one member in words; `member` is its index in the batch."""
+    def explain(self, member: int | Sequence[int] | None = None) -> str:
+        """The verdict on one member in words: that with this index, or the first without an answer, if there is one."""
         return explain(self.problem, self.point, member, self.names)
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ class SolveError(RuntimeError):
         self.solution = solution
         answered = (statuses == int(Status.SOLVED)) | (statuses == int(Status.CLOSEST))
         flat = (~answered).nonzero().flatten().tolist()
-        self.members: list[Any] = [_index(i, shape) if len(shape) > 1 else i for i in flat]
+        self.members: list[Any] = [unflat_index(i, shape) if len(shape) > 1 else i for i in flat]
         lines = [f"{len(flat)} of {statuses.numel()} members were not solved"]
         for status in Status:
             those = [member for i, member in zip(flat, self.members, strict=True) if int(statuses[i]) == status]
@@ -232,12 +232,3 @@ class SolveError(RuntimeError):
             lines.append(f"Member {self.members[0]}: {detail}" if shape else detail)
         lines.append("solve(…, check=False) returns statuses instead; unsolved members then have zero gradient.")
         super().__init__("\n".join(lines))
-
-
-def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """The place of a member in the batch dimensions."""
-    found: list[int] = []
-    for extent in reversed(shape):
-        flat, i = divmod(flat, extent)
-        found.insert(0, i)
-    return tuple(found)

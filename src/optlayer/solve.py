@@ -128,6 +128,7 @@ def checked_options(options: Mapping[str, Any]) -> Options:
 
 def _named(names: Mapping[str, Sequence[str]], problem: Problem) -> Names:
     """The names, as many as there are variables and rows."""
+    checked_options({"names": names})
     sizes = {"z": problem.n, "G": problem.p, "A": problem.m}
     for key, given in names.items():
         if key not in sizes:

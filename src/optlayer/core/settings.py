@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 
@@ -25,6 +26,7 @@ class Settings:
             quicker; "given", only matrices given as `Sparse` are sparse.
 
     Raises:
+        TypeError: for what is no number where one is needed.
         ValueError: for values outside their range.
     """
 
@@ -37,6 +39,11 @@ class Settings:
     zeros: Literal["found", "given"] = "found"
 
     def __post_init__(self) -> None:
+        for name, kind in (("tolerance", Real), ("max_iterations", Integral), ("smoothing", Real)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (name, value) != ("tolerance", None):
+                wanted = "whole number" if kind is Integral else "number"
+                raise TypeError(f"{name} is a {type(value).__name__}, not a {wanted}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must lie between 0 and 1, not {self.tolerance}")
         if self.max_iterations < 1:

@@ -48,8 +48,8 @@ _EXPLANATIONS = {
         "tolerance."
     ),
     Status.INVALID_INPUT: (
-        "the data hold NaN, or an infinity where none is allowed (only h, lb and ub may be infinite, on the side that "
-        "means no constraint). Look for the first layer that produced it."
+        "the data hold NaN, or an infinity where none is allowed (only h, h_lower, lb and ub may be infinite, on "
+        "the side that means no constraint). Look for the first layer that produced it."
     ),
     Status.NOT_CONVEX: (
         "Q is not positive semidefinite: the problem may have several local minima. Use Q = LLᵀ + εI."

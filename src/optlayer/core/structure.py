@@ -25,6 +25,9 @@ class Kind:
     name: str
     rank: int
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return self.name.upper()  # copies and pickles are the kind itself, which is told by identity
+
 
 DENSE = Kind("dense", 2)
 DIAGONAL = Kind("diagonal", 1)
@@ -40,6 +43,8 @@ class Patterned(Kind):
 
     pattern: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.rank, self.pattern)
 
 
 NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub", "h_lower")
@@ -75,6 +80,10 @@ class Structure:
         self.plans: dict[Any, Any] = {}
         self._set_shape(shape)
         self._set_kinds(kinds)
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """Without the plans, which hold addresses of this process."""
+        return None, {name: {} if name == "plans" else getattr(self, name) for name in self.__slots__}
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -125,7 +134,6 @@ class Structure:
     def changed(self, **to: Any) -> Structure:
         """The same with another `shape`, `dtype`, `device` or `kinds`."""
         other = copy.copy(self)
-        other.plans = {}
         if "shape" in to:
             other._set_shape(to.pop("shape"))
         if "kinds" in to:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -80,8 +81,8 @@ def positive(**values: float | Tensor) -> None:
             raise ValueError(f"{name} > 0 is needed, not {value}")
 
 
-def shaped(name: str, x: Tensor, *sizes: int | None) -> None:
-    """Raise for an input that is not a floating tensor (…, sizes); None: any size."""
+def shaped(name: str, x: Tensor, *sizes: int | None, weight: Tensor | None = None) -> None:
+    """Raise for an input that is not a floating tensor (…, sizes), or not of the weight's dtype; None: any size."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, not a tensor")
     if not x.is_floating_point():
@@ -90,3 +91,5 @@ def shaped(name: str, x: Tensor, *sizes: int | None) -> None:
     if len(shape) < len(sizes) or any(k not in (None, extent) for k, extent in zip(sizes, shape, strict=True)):
         wanted = ", ".join("any" if k is None else str(k) for k in sizes)
         raise ValueError(f"{name} (…, {wanted}) is needed, not {tuple(x.shape)}")
+    if weight is not None and weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{name} has dtype {x.dtype}, the layer {weight.dtype} (layer.to({x.dtype})?)")

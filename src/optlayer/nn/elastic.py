@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from ..matrices import Diagonal
 from ..solution import Solution
 from ..solve import Options, solve
-from .common import Layer, constant, like, positive
+from .common import Layer, constant, like, positive, shaped
 
 __all__ = ["ElasticQPLayer"]
 
@@ -56,7 +56,13 @@ class ElasticQPLayer(Layer):
         A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
     ) -> Solution:
         """The Solution in the variables (z, t of the inequalities, t⁺ and t⁻ of the equalities)."""
+        shaped("q", q, None)
         n = q.shape[-1]
+        if not isinstance(Q, Diagonal):
+            shaped("Q", Q, n, n)
+        for name, M in (("G", G), ("A", A)):
+            if M is not None:
+                shaped(name, M, None, n)
         E = _columns(h, self.inequalities)  # (p, i): which rows have a t
         F = _columns(b, self.equalities)  # (m, j): A z = b + t⁺ − t⁻, and |A z − b| = t⁺ + t⁻
         i, j = E.shape[1], F.shape[1]
@@ -82,8 +88,9 @@ class ElasticQPLayer(Layer):
         A: Tensor | None = None, b: Tensor | None = None, lb: Tensor | None = None, ub: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z (…, n) and the violation (…, k), inequalities first."""
+        solution = self.solution(Q, q, G, h, A, b, lb, ub)
         i, j = _columns(h, self.inequalities).shape[1], _columns(b, self.equalities).shape[1]
-        z, t, up, down = self.solution(Q, q, G, h, A, b, lb, ub).z.split([q.shape[-1], i, j, j], -1)
+        z, t, up, down = solution.z.split([q.shape[-1], i, j, j], -1)
         return z, torch.cat([t, up + down], -1)
 
 

@@ -156,7 +156,7 @@ class LinearMPC(Layer):
         states that have any, each (x_1 … x_T).
         """
         (nx, nu), T = self.sizes, self.horizon
-        shaped("x0", x0, nx)
+        shaped("x0", x0, nx, weight=self.F)
         F, B = (M.expand(T, *M.shape[-2:]) for M in (self.F, self.B))
         lead, p = x0.shape[:-1], T * len(self.limited)
 
@@ -198,7 +198,7 @@ class LinearMPC(Layer):
     def forward(self, x0: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inputs (…, horizon, nu) and states (…, horizon, nx) from x0 (…, nx) towards target (…, nx)."""
         (nx, nu), T = self.sizes, self.horizon
-        z = self.solution(x0, target).z
+        z = self.solution(x0, target).z.to(x0.dtype)  # autocast multiplies in a type of its own
         states, inputs = z[..., : T * nx], z[..., T * nx : T * (nx + nu)]
         return inputs.unflatten(-1, (T, nu)), states.unflatten(-1, (T, nx))
 

@@ -34,18 +34,20 @@ class ReLULayer(Layer):
 
     def __init__(self, W: Tensor, b: Tensor, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        shaped("W", W, None, None)
+        shaped("b", b, None)
         if W.dim() != 2 or b.shape != W.shape[:1]:
             raise ValueError(f"W (m, n) and b (m,) are needed, not {tuple(W.shape)}, {tuple(b.shape)}")
         self.W, self.b = nn.Parameter(W.detach().clone()), nn.Parameter(b.detach().clone())
 
     def solution(self, x: Tensor) -> Solution:
         """The Solution: `lam_lb` is what the ReLU cuts off."""
-        shaped("the input", x, self.W.shape[1])
+        shaped("the input", x, self.W.shape[1], weight=self.W)
         return solve(Diagonal(torch.ones_like(self.b)), -(x @ self.W.mT + self.b), lb=0.0, **self.options)
 
     def forward(self, x: Tensor) -> Tensor:
         """max(W x + b, 0) (…, m) of x (…, n)."""
-        return self.solution(x).z
+        return self.solution(x).z.to(x.dtype)  # autocast adds in the wider type
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [f"W={tuple(self.W.shape)}", super().extra_repr()]))
@@ -131,6 +133,7 @@ class MaxOfLinear(Layer):
 
     def __init__(self, W: Tensor, b: Tensor | None = None, **options: Unpack[Options]) -> None:
         super().__init__(**options)
+        shaped("W", W, None, None)
         if W.dim() != 2 or (b is not None and b.shape != W.shape[:1]):
             shapes = tuple(W.shape), None if b is None else tuple(b.shape)
             raise ValueError(f"W (k, n) and b (k,) are needed, not {shapes}")
@@ -139,14 +142,14 @@ class MaxOfLinear(Layer):
 
     def solution(self, x: Tensor) -> Solution:
         """The Solution: `lam` is above zero for the function that is the largest."""
-        shaped("the input", x, self.W.shape[1])
+        shaped("the input", x, self.W.shape[1], weight=self.W)
         y = x @ self.W.mT + self.b
         one = torch.ones_like(self.b)
         return solve(Diagonal(one[:1]), -y.mean(-1, keepdim=True), -one[:, None], -y, **self.options)
 
     def forward(self, x: Tensor) -> Tensor:
         """The largest of the functions (…) of x (…, n)."""
-        return self.solution(x).z[..., 0]
+        return self.solution(x).z[..., 0].to(x.dtype)  # autocast takes means in float32
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [f"W={tuple(self.W.shape)}", super().extra_repr()]))
