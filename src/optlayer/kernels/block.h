@@ -277,7 +277,7 @@ struct Block {
             solve_block(j, nb, inv, x, [&](int i, int c) { return select(c < i, block[size_t(i) * ld + c], V(0)); });
             if (j + nb >= n) break;
             const int from = rank + (j + nb > rank ? (j + nb - rank + threads - 1) / threads * threads : 0);
-            subtract_block(j, from, n, x, [&](int i, int c) { return l[size_t(j + c) * ld + i]; });
+            subtract_block(j, from, n, inv, x, [&](int i, int c) { return l[size_t(j + c) * ld + i]; });
         }
         sync();
     }
@@ -291,7 +291,7 @@ struct Block {
             if (!j) break;
             const auto row = [&](int i, int c) { return l[size_t(i) * ld + j + least(c, nb - 1)]; };
             if (nb == side) {
-                subtract_block(j, rank, j, x, row);
+                subtract_block(j, rank, j, inv, x, row);
                 continue;
             }
             sync();
@@ -412,7 +412,7 @@ struct Block {
         const int i = rank - first;
         const bool mine = i >= 0 && i < nb;
         const int at = mine ? i : 0;
-        const V own = x[j + at], pivot = inv[j + at];
+        const V own = *(mine ? x + j + i : inv + j), pivot = inv[j + at];  // (others read what nobody writes)
         V row[side];
         OPTLAYER_UNROLL
         for (int c = 0; c < side; ++c) {
@@ -429,12 +429,12 @@ struct Block {
     }
     // Then x_i -= Σ_c l(i, c) x_{j+c} for rows `from`, from + threads, … below `to`, of which some may be read beyond; the
     // first entries are under way before the barrier.
-    template <class F> void subtract_block(int j, int from, int to, V* x, const F& l) const {
+    template <class F> void subtract_block(int j, int from, int to, const V* inv, V* x, const F& l) const {
         const int first = from < to ? from : to - 1;
         V row[side], by[side];
         OPTLAYER_UNROLL
         for (int c = 0; c < side; ++c) row[c] = l(first, c);
-        V even = x[first], odd = V(0);
+        V even = *(from < to ? x + from : inv), odd = V(0);
         sync();
         OPTLAYER_UNROLL
         for (int c = 0; c < side; ++c) by[c] = x[j + c];
@@ -463,7 +463,7 @@ struct Block {
                 mine = warps - 1;
                 const int i0 = t * height;
                 V sum[C][R];
-                const V *x[R], *y[C];  // beyond the edge the last one is read, and nothing is written
+                const V *x[R], *y[C];  // beyond the edge the last one of a and b is read, and nothing is written
                 OPTLAYER_UNROLL
                 for (int r = 0; r < R; ++r) x[r] = a + least(i0 + row + r * octet, m - 1);
                 OPTLAYER_UNROLL
@@ -471,7 +471,11 @@ struct Block {
                     const int j = least(j0 + column + (warp / octet) * s, n - 1);
                     y[s] = b + j;
                     OPTLAYER_UNROLL
-                    for (int r = 0; r < R; ++r) sum[s][r] = c[size_t(j) * ldc + least(i0 + row + r * octet, m - 1)];
+                    for (int r = 0; r < R; ++r) {
+                        const int i = i0 + row + r * octet;
+                        const bool mine = i < m && j0 + column + (warp / octet) * s < n && (!lower || i >= j);
+                        sum[s][r] = *(mine ? c + size_t(j) * ldc + i : x[r]);
+                    }
                 }
                 const auto step = [&](int l) {
                     V xr[R], yc[C];
