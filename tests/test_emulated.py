@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tests import fuzz
@@ -89,28 +88,34 @@ if __name__ == "registered":  # by conftest.py
     backends.register(Emulated())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the emulation is built on Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the emulation is built on Linux")
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, threads: int, dtype: torch.dtype) -> int:
+    """Verdicts on every family beside the core's: the same where the kernel has one. Returns how many it has not."""
+    engine, left = Emulated(threads), 0
+    monkeypatch.setitem(backends._added, engine.name, engine)
+    cases = {name: make(generate(1), dtype).data for name, make in FAMILIES.items()}
+    cases |= {name: hopeless(values, dtype) for name, values in (INFEASIBLE | UNBOUNDED).items()}
+    for name, data in cases.items():
+        found, core = solve(**data, backend=engine.name, check=False), solve(**data, backend="cpu", check=False)
+        status, expected = found.status.reshape(-1).tolist(), core.status.reshape(-1).tolist()
+        assert all(a == b or a in LEFT for a, b in zip(status, expected, strict=True)), (name, status, expected)
+        left += sum(a in LEFT for a in status)
+        if core.solved.all():
+            assert solve(**data, backend=engine.name).solved.all(), name
+    return left
+
+
+@linux
 def test_kernels_and_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every family, both dtypes, one thread and sixteen; then draws of known verdict. In one test: it compiles once."""
-    wrong, left = [], 0
-    for threads, dtype in ((1, torch.float64), (1, torch.float32), (16, torch.float64)):
-        engine = Emulated(threads)
-        monkeypatch.setitem(backends._added, engine.name, engine)
-        cases = {name: make(generate(1), dtype).data for name, make in FAMILIES.items()}
-        cases |= {name: hopeless(values, dtype) for name, values in (INFEASIBLE | UNBOUNDED).items()}
-        for name, data in cases.items():
-            found, core = solve(**data, backend=engine.name, check=False), solve(**data, backend="cpu", check=False)
-            status, expected = found.status.reshape(-1).tolist(), core.status.reshape(-1).tolist()
-            left += sum(a in LEFT for a in status)
-            if any(a != b and a not in LEFT for a, b in zip(status, expected, strict=True)):
-                wrong.append((name, threads, dtype, status, expected))
-            settled = solve(**data, backend=engine.name) if core.solved.all() else None
-            if settled is not None and not settled.solved.all():
-                wrong.append((name, threads, dtype, "left", status))
-    assert not wrong
-    assert left <= 25  # zero rows of float32, contradictions of several rows; all are settled
+    """In one test, for it compiles. What is left: rows of float32 against bounds, contradictions of several rows."""
+    assert compare(monkeypatch, 1, torch.float64) + compare(monkeypatch, 1, torch.float32) <= 16
     for seed in range(20, 25):
         assert fuzz.fuzz(fuzz.BATCH, seed, "emulated")["wrong"] == 0
-    draw = fuzz.Draw(3)
-    found = solve(**draw.arguments(), backend="emulated", check=False)
-    assert np.isfinite(found.z.detach().numpy()).all()
+
+
+@linux
+@pytest.mark.slow  # sixteen threads that wait for each other, on two cores
+def test_a_block_of_threads_and_the_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(monkeypatch, 16, torch.float64) <= 10
