@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The backend of the documentation, and others that are asked for, go through the suite as ours do."""
+    """The backend of the documentation, and others that are asked for, go through the suite as ours do. Ctrl-C works in
+    tests and in the programs that they start, also where the suite runs in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if importlib.util.find_spec("daqp"):
         block = re.search(r"<!-- backend example -->\s+```python\n(.*?)```", EXAMPLE.read_text(), re.DOTALL)
         assert block is not None, "the backend example is missing in docs/extending.md"
