@@ -405,10 +405,17 @@ def footnotes(m: Measurements, claims: Row) -> str:
     """What the marks of `comparison` stand for."""
     machine, versions = m.data["machine"], claims["versions"]
     named = ", ".join(f"{LAYERS[package]} {version}" for package, version in versions.items() if package != OURS)
+    slow = [
+        f"{LAYERS[peer.package]} on `{workload}`"
+        for peer in PEERS.values() for workload in m.workloads
+        if peer.package in LAYERS and (m.row(workload, peer.name).get("failure") or "").startswith("more than")
+        and workload not in m.ratios(peer.package)
+    ]  # fmt: skip
+    late = f" Given up as too slow, and not counted: {', '.join(sorted(set(slow)))}." if slow else ""
     return (
         f"¹ Of the benchmark's workloads that the layer gets right, the geometric mean; optlayer takes 1 "
         f"({machine['processor']}, one thread, float64, commit `{m.data['commit']}`). ² No gradient is off by more "
-        f"than {GRADIENT:g} of the largest entry. {named}; the rest by `{claims['command']}`."
+        f"than {GRADIENT:g} of the largest entry.{late} {named}; the rest by `{claims['command']}`."
     )
 
 
