@@ -21,14 +21,17 @@ def run(code: str, *options: str) -> str:
 
 
 def test_import_takes_less_than_50_ms_beyond_torch() -> None:
+    """Or a twentieth of what torch takes, where the machine is slow."""
     code = """if True:
-        import time, torch
+        import time
         start = time.process_time()  # of the processor: other processes have no say
+        import torch
+        torch_ = time.process_time() - start
         import optlayer
-        print(time.process_time() - start)
+        print((time.process_time() - start - torch_) / max(0.05, torch_ / 20))
     """
-    times = (float(run(code)) for _ in range(20))  # a busy machine shares its caches: one quiet moment is enough
-    assert any(time < 0.05 for time in times)
+    shares = (float(run(code)) for _ in range(20))  # a busy machine shares its caches: one quiet moment is enough
+    assert any(share < 1 for share in shares)
 
 
 def test_no_optional_dependency_is_imported_early() -> None:
