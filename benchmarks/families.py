@@ -21,6 +21,7 @@ from tests.hard import KINDS, Kind, ordinary
 from benchmarks.degeneracy import table
 from benchmarks.maros import machine
 from optlayer import Status, solve
+from optlayer.experiments import pictures
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "families.json", ROOT / "docs" / "pictures" / "families.svg"
@@ -67,12 +68,9 @@ def draw(measured: list[dict[str, Any]]) -> None:
     """From the median to the maximum, a line for each family and size."""
     import matplotlib
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "optlayer"
+    matplotlib.rcParams["svg.hashsalt"] = "optlayer"
     names = list(dict.fromkeys(x["family"] for x in measured))
-    figure, axis = plt.subplots(figsize=(7, 0.26 * len(names) + 1))
+    figure, axis = pictures.figure(7, 0.26 * len(names) + 1)
     for i, size in enumerate(SIZES):
         mine = [x for x in measured if x["size"] == size]
         places = [names.index(x["family"]) + 0.2 * (i - 1.5) for x in mine]
@@ -83,7 +81,7 @@ def draw(measured: list[dict[str, Any]]) -> None:
     axis.set_yticklabels(names, fontsize=7)
     axis.invert_yaxis()
     axis.legend(fontsize=7, frameon=False)
-    figure.savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})
+    pictures.without_page(figure).savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})
 
 
 def main() -> None:

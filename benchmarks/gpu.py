@@ -25,6 +25,7 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -297,15 +298,15 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit(f"make gpu needs a GPU: {reason} (--device cpu --quick: a rehearsal)")
     real = options.device == "cuda" and not options.quick
     out = options.out or (ROOT / "benchmarks" / "results" if real else ROOT / "build") / "gpu.json"
-    seconds = options.seconds or (0.01 if options.quick else 0.5)
+    seconds = options.seconds or (0.01 if options.quick else Run.seconds)
     rivals = options.rival or list(RIVALS)
     run = Run(options.device, options.quick, options.together, out.resolve(), seconds, rivals)
     run.keep("rehearsal", not real)
     run.keep("machine", machine(options.device) | ({"commit": options.commit} if options.commit else {}))
     run.keep("ceilings", run.ask("ceilings", seconds=run.seconds, size=4096 if real else 128))
+    parts = {"workloads": partial(workloads, only=options.only), **MORE}
     wanted = options.part or PARTS
-    workloads(run, options.only if "workloads" in wanted else ["none"])
-    for name, part in MORE.items():
+    for name, part in parts.items():
         run.keep(name, part(run) if name in wanted else {})
     run.keep("targets", gpu_report.targets(run.result))
     gpu_report.show(run.result)

@@ -440,22 +440,20 @@ def call(m: Measurements) -> str:
 
 def gpu(data: dict[str, Any]) -> str:
     """What a GPU has been measured to do."""
-    lines = [
-        "| workload | forward (ms) | with gradients (ms) | QPs a second | left to the core | qpax forward, both (ms) |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = "workload | forward (ms) | with gradients (ms) | QPs a second | left to the core | qpax forward, both (ms)"
+    rows = []
     for name, row in data["workloads"].items():
         peer = row["rivals"].get("qpax", {})
         theirs = f"{1e3 * peer['forward']:.3g}, {1e3 * peer['both']:.3g}" if "forward" in peer else "–"
-        times = f"{1e3 * row['forward']:.3g} | {1e3 * row['both']:.3g} | {row['rate']:.2g}"
-        lines.append(f"| `{name}` | {times} | {row['left']:.1g} | {theirs} |")
+        times = [f"{1e3 * row[kind]:.3g}" for kind in ("forward", "both")]
+        rows.append([f"`{name}`", *times, f"{row['rate']:.2g}", f"{row['left']:.1g}", theirs])
     machine = data["machine"]
     origin = (
         f"{machine['gpu']}, torch {machine['torch']}, qpax {machine['versions']['qpax']} (with wrong gradients), "
         f"commit `{machine['commit']}`, {machine['date']}. Left to the core: the share of members that the kernel does "
         f"not settle."
     )
-    return "\n".join(lines) + f"\n\n{origin}"
+    return f"{_table(head.split(' | '), rows)}\n\n{origin}"
 
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "faq.md", ROOT / "docs" / "cuda.md")

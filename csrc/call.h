@@ -10,7 +10,6 @@
 #include "interrupt.h"
 #include "kernels/solver.h"
 #include "memory.h"
-#include "pool.h"
 #include "rescue.h"
 #include "sparse.h"
 
@@ -391,7 +390,10 @@ class Call {
         char* flags = header ? at(header->flags) : nullptr;
         std::atomic<int> unsolved{0};
         const size_t room = std::max(plan.work_bytes, spare.work_bytes) + std::max(plan.keep_bytes, spare.keep_bytes);
-        over_threads(task, room, [&](int64_t i, char* work) {
+        const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 128, 16));
+        const double expected = microseconds(task);
+        const int workers = int(std::min<double>({double(std::max(g.threads, 1)), double(count), 1 + expected / 100}));
+        over_threads(workers, count, chunk, room, Interruptible(expected), [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
             if (solving) {
@@ -511,26 +513,6 @@ class Call {
     double microseconds(Task task) const {
         const double size = plan.n + plan.m + plan.rows(), solve = 0.4 + 2e-5 * size * size * size;
         return g.batch * (task == Task::SOLVE ? solve : 0.3 * solve);
-    }
-
-    // body(group, scratch) for all groups, by threads that each take some groups at a time
-    template <class F> void over_threads(Task task, size_t room, F&& body) {
-        const int64_t count = groups(), chunk = std::max<int64_t>(1, std::min<int64_t>(count / 128, 16));
-        const int workers = int(std::min<double>({double(std::max(g.threads, 1)), double(count), 1 + microseconds(task) / 100}));
-        std::atomic<int64_t> next{0};
-        std::atomic<bool> failed{false};
-        const Interruptible watch(microseconds(task));
-        Pool::run(workers, [&](int) {
-            try {
-                char* work = static_cast<char*>(scratch().reserve(room));
-                for (int64_t from; !watch.asked() && (from = next.fetch_add(chunk)) < count;)
-                    for (int64_t i = from; !watch.asked() && i < std::min(from + chunk, count); ++i) body(i, work);
-            } catch (...) {  // (the only one is bad_alloc)
-                failed = true;
-            }
-        });
-        if (failed) throw std::bad_alloc();
-        if (watch.asked()) throw Interrupted();
     }
 };
 

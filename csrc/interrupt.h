@@ -1,9 +1,13 @@
 // Ctrl-C during a long call. Python's own handler only runs when the call has returned, so the call watches for the signal
 // itself, hands it on, and returns early; who called it (backends/cpu.py) then lets Python see the signal.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <exception>
+
+#include "memory.h"
+#include "pool.h"
 
 namespace optlayer {
 
@@ -66,5 +70,24 @@ class Interruptible {
     }
 #endif
 };
+
+// body(i, scratch) for all i < count, by `workers` threads that take `chunk` of them at a time, until Ctrl-C.
+template <class F>
+void over_threads(int workers, int64_t count, int64_t chunk, size_t room, const Interruptible& watch, const F& body) {
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    Pool::run(workers, [&](int) {
+        try {
+            char* work = static_cast<char*>(scratch().reserve(room));
+            for (int64_t from; !watch.asked() && (from = next.fetch_add(chunk)) < count;)
+                for (int64_t i = from; !watch.asked() && i < std::min(from + chunk, count); ++i) body(i, work);
+        } catch (const Interrupted&) {
+        } catch (...) {  // (the only other one is bad_alloc)
+            failed = true;
+        }
+    });
+    if (failed) throw std::bad_alloc();
+    if (watch.asked()) throw Interrupted();
+}
 
 }  // namespace optlayer

@@ -6,7 +6,6 @@
 #include "interrupt.h"
 #include "kernels/solver.h"
 #include "memory.h"
-#include "pool.h"
 #include "products.h"
 #include "sparse_plan.h"
 
@@ -79,7 +78,10 @@ class SparseCall {
         if (p.shared) share(task);
         const int64_t groups = (g.batch + p.lanes - 1) / p.lanes;
         std::atomic<int> unsolved{0};
-        over_threads(task, groups, [&](int64_t i, char* room) {
+        const Interruptible watch(microseconds(task));
+        pause = watch.pause();
+        const int workers = int(std::min<int64_t>(std::max(g.threads, 1), groups));
+        over_threads(workers, groups, 1, keep_bytes + work_bytes, watch, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
             dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
@@ -135,23 +137,6 @@ class SparseCall {
     double microseconds(Task task) const {
         const double factor = 1e-3 * s.kkt->flops + 1e-2 * double(s.kkt->plan.entries());
         return double(g.batch) * factor * (task == Task::SOLVE ? 20 : 1);
-    }
-    template <class F> void over_threads(Task task, int64_t count, F&& body) {
-        std::atomic<int64_t> next{0};
-        std::atomic<bool> failed{false};
-        const Interruptible watch(microseconds(task));
-        pause = watch.pause();
-        Pool::run(int(std::min<int64_t>(std::max(g.threads, 1), count)), [&](int) {
-            try {
-                char* room = static_cast<char*>(scratch().reserve(keep_bytes + work_bytes));
-                for (int64_t i; !watch.asked() && (i = next.fetch_add(1)) < count;) body(i, room);
-            } catch (const Interrupted&) {
-            } catch (...) {  // (the only one is bad_alloc)
-                failed = true;
-            }
-        });
-        if (failed) throw std::bad_alloc();
-        if (watch.asked()) throw Interrupted();
     }
 
     // ---- the data

@@ -176,7 +176,7 @@ class Draw:
             v /= np.linalg.norm(v)
             self.Q[k] = self.Q[k] - (v @ self.Q[k] @ v + rng.uniform(0.01, 1) * size) * np.outer(v, v)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
         """Arguments of solve; data rounded to the dtype, and rounded here as well."""
         dtype = torch.float32 if self.single else torch.float64
         Q = np.diagonal(self.Q, axis1=1, axis2=2).copy() if self.diagonal else self.Q
@@ -194,9 +194,8 @@ class Draw:
                     value = value[..., None] * np.eye(self.n)
                 matrix = name in ("Q", "G", "A")
                 setattr(self, name, value[None] if value.ndim == (2 if matrix else 1) else value)
-        if self.diagonal:
-            tensors["Q"] = Diagonal(tensors["Q"])
-        return tensors
+        tensors = {name: x.to(device) for name, x in tensors.items()}
+        return tensors | ({"Q": Diagonal(tensors["Q"])} if self.diagonal else {})
 
 
 class HardDraw(Draw):
@@ -217,8 +216,8 @@ class HardDraw(Draw):
         self.moved = {k for k, case in enumerate(cases) if case.z is None}
         self.z = np.stack([np.zeros(self.n) if case.z is None else case.z for case in cases])
 
-    def arguments(self) -> dict[str, Any]:
-        return {name: torch.from_numpy(x) for name, x in self.data.items()}
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        return {name: torch.from_numpy(x).to(device) for name, x in self.data.items()}
 
 
 def row(x: np.ndarray, k: int) -> np.ndarray:
@@ -362,10 +361,10 @@ def fuzz(
 ) -> collections.Counter[str]:
     """Totals by status and judgement; prints each wrong verdict with the seed that makes it again."""
     totals: collections.Counter[str] = collections.Counter()
-    started, number = time.perf_counter(), seed
+    started, number, device = time.perf_counter(), seed, "cuda" if backend == "cuda" else "cpu"
     while totals["members"] < count and time.perf_counter() - started < seconds:
         d = draw(number)
-        sol = solve(**d.arguments(), settings=Settings(), backend=backend, check=False)
+        sol = solve(**d.arguments(device), settings=Settings(), backend=backend, check=False).to("cpu")
         for k in range(BATCH):
             verdict = judge(d, sol, k)
             totals["members"] += 1

@@ -49,7 +49,7 @@ def take(backend: str, data: dict[str, Any]) -> Problem:
 
 def run(backend: str, data: dict[str, Any], settings: Settings = DEFAULT, keep: bool = False) -> Point:
     problem = take(backend, data)
-    return base.run(backends.choose(problem, backend), problem, settings, keep, waits=True)
+    return base.settled(backends.choose(problem, backend), problem, settings, keep, waits=True)
 
 
 def rows(data: dict[str, Any], member: int) -> dict[str, Any]:

@@ -20,18 +20,18 @@ def run(code: str, *options: str) -> str:
     return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_import_takes_less_than_50_ms_beyond_torch() -> None:
-    """Or a twentieth of what torch takes, where the machine is slow."""
+def test_import_takes_less_than_50_ms_beyond_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From compiled modules, as on a user's machine, even where tests run without Python's cache of them."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
     code = """if True:
-        import time
+        import time, torch
         start = time.process_time()  # of the processor: other processes have no say
-        import torch
-        torch_ = time.process_time() - start
         import optlayer
-        print((time.process_time() - start - torch_) / max(0.05, torch_ / 20))
+        print(time.process_time() - start)
     """
-    shares = (float(run(code)) for _ in range(20))  # a busy machine shares its caches: one quiet moment is enough
-    assert any(share < 1 for share in shares)
+    times = (float(run(code)) for _ in range(20))  # a busy machine shares its caches: one quiet moment is enough
+    assert any(time < 0.05 for time in times)
 
 
 def test_no_optional_dependency_is_imported_early() -> None:

@@ -7,10 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "emulator.h"
-#include "kernels/device.h"
-
-extern "C" void optlayer_device_plan(const optlayer::Args* g, const optlayer::DeviceLimits* limits, optlayer::DevicePlan* d);
+#include "launches.h"
 
 using namespace optlayer;
 
@@ -120,7 +117,6 @@ template <class T> struct Batch {
     std::vector<T> Q, q, G, h, A, b, lb, ub;
     std::vector<T> z, s, lam, nu, lam_lb, lam_ub, primal, dual, gap, r_z, r_lam, r_nu, r_lb, r_ub, v_z, v_lam, v_nu, v_lb, v_ub;
     std::vector<int32_t> status, iterations;
-    std::vector<char> factor, scratch, block;
 
     Batch(int n_, int m_, int p_, int batch_, int bounds_, bool shared_, bool diagonal_)
         : n(n_), m(m_), p(p_), batch(batch_), bounds(bounds_), shared(shared_), diagonal(diagonal_) {
@@ -182,52 +178,6 @@ template <class T> struct Batch {
         return g;
     }
 
-    // The launches that cuda.py makes. fast: bytes of shared memory.
-    template <int threads> void run(Args& g, int64_t fast) {
-        DevicePlan d{};
-        d.threads = threads;
-        const DeviceLimits limits{fast, 2 * fast, 4, 2, machine::warp, 0};
-        optlayer_device_plan(&g, &limits, &d);
-        factor.assign(size_t(d.factor_bytes), char(0x55)), g.factor.data = d.keep ? factor.data() : nullptr;
-        block.assign(size_t(d.shared_bytes) + 64, char(0x55));
-        const size_t slow = size_t(d.slow_bytes > d.prepare_bytes ? d.slow_bytes : d.prepare_bytes);
-        scratch.assign(slow + 16, char(0x55));
-        const auto aligned = [](std::vector<char>& x) {
-            return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(x.data()) + 15) / 16 * 16);
-        };
-        d.scratch = aligned(scratch);
-        if (d.shared_bytes) d.shared_block = d.keep ? factor.data() + d.flags_bytes(g) : aligned(block);
-        if constexpr (threads == 1) {
-            if (d.shared_bytes) prepare<16>(g, d);
-            std::vector<char> own(size_t(d.fast_bytes) + 16);
-            Task<T, Thread<T>> task{g, d, {}, aligned(own), aligned(scratch)};
-            for (int64_t k = 0; k < g.batch; ++k) task.solve(k);
-            for (int64_t k = 0; k < g.batch; ++k) task.adjoint(k);
-        } else {
-            if (d.shared_bytes) prepare<threads>(g, d);
-            using Team = Block<T, threads>;
-            std::vector<T> room(Team::room);
-            std::vector<char> memory(size_t(d.fast_bytes) + 16);
-            for (int pass = 0; pass < 2; ++pass)
-                emulate(threads, [&] {
-                    Team team;
-                    team.shared = room.data();
-                    Task<T, Team> task{g, d, team, aligned(memory), aligned(scratch)};
-                    for (int64_t k = 0; k < g.batch; ++k) pass ? task.adjoint(k) : task.solve(k);
-                });
-        }
-    }
-    template <int threads> void prepare(const Args& g, const DevicePlan& d) {
-        using Team = Block<T, threads>;
-        std::vector<T> room(Team::room);
-        emulate(threads, [&] {
-            Team team;
-            team.shared = room.data();
-            Task<T, Team> task{g, d, team, nullptr, static_cast<char*>(d.scratch)};
-            task.prepare(d.scratch);
-        });
-    }
-
     // Largest residual of the optimality conditions, and of the derivative's system.
     double residual(int k, bool derivative) const {
         const auto of = [&](const std::vector<T>& x, int size, bool own = true) { return x.data() + (own ? size_t(k) * size : 0); };
@@ -281,7 +231,8 @@ template <class T, int threads>
 void test_problem(int n, int m, int p, int bounds, bool shared, bool diagonal, int method, bool keep, int64_t fast) {
     Batch<T> batch(n, m, p, 2, bounds, shared, diagonal);
     Args g = batch.args(method, keep);
-    batch.template run<threads>(g, fast);
+    Launches<T, threads> launches(g, fast);
+    launches.solve(), launches.adjoint();
     for (int k = 0; k < batch.batch; ++k) {
         const double tolerance = sizeof(T) == 8 ? 1e-7 : 2e-2;
         expect(batch.status[k] == SOLVED, "status", threads, n, method, batch.status[k]);
@@ -309,7 +260,7 @@ template <int threads> void test_problems() {
 template <int threads> void test_verdicts() {
     const auto verdict = [](Batch<double>& batch) {
         Args g = batch.args(AUTO, false);
-        batch.run<threads>(g, 1 << 20);
+        Launches<double, threads>(g, 1 << 20).solve();
         return batch.status[0];
     };
     Batch<double> infeasible(4, 0, 6, 1, 0, false, false);  // row 2 = -row 1, and the two sides do not meet

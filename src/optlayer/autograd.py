@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from optlayer import _torch, adjoint, ops
-from optlayer.backends.base import Adjoint, Backend, run
+from optlayer.backends.base import Adjoint, Backend, settled
 from optlayer.call import DATA, VALUES, VERDICT, Call, Fold, kkt_vmap
 from optlayer.core.settings import Settings
 from optlayer.point import Point
@@ -47,7 +47,7 @@ def solve(problem: Problem, settings: Settings, engine: Backend | str, check: bo
             raise NotImplementedError("torch.compile around forward mode: take jvp of the uncompiled function")
         return call.solution(ops.solve(call, tensors, keep))
     if not watched and not keep:
-        return run(engine, problem, settings, False, check)
+        return settled(engine, problem, settings, False, check)
     call = Call(problem.structure, settings, engine, check and watched, watched)
     call.waits = check
     if watched or call.smoothed:
@@ -119,7 +119,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, problem: Problem, found: list[Point], *tensors: Tensor | None) -> Any:
         engine: Any = call.engine
-        point = run(engine, problem, call.settings, True, call.waits)
+        point = settled(engine, problem, call.settings, True, call.waits)
         ctx.call, ctx.others = call, point.others()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, point.shaped, point.block)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optlayer import _torch, backends
-from optlayer.backends.base import Adjoint, Backend, run
+from optlayer.backends.base import Adjoint, Backend, settled
 from optlayer.core.settings import Settings
 from optlayer.core.structure import NAMES, Structure
 from optlayer.point import Point
@@ -47,7 +47,7 @@ class Call:
         """Point and verdict, the relaxed point if the gradient is smoothed, and the factor."""
         problem = self.problem(tensors)
         engine = self.backend(problem)
-        point = run(engine, problem, self.settings, keep_factor and not self.smoothed, self.waits)
+        point = settled(engine, problem, self.settings, keep_factor and not self.smoothed, self.waits)
         self.unsolved = point.unsolved
         if self.check and failed(point):
             raise SolveError(Solution(problem, point))

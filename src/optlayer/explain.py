@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,11 +37,9 @@ def explain(
     """
     shape, place = problem.structure.shape, ""
     if member is None:
-        unanswered = (point.status != int(Status.SOLVED)) & (point.status != int(Status.CLOSEST))
-        member = int(unanswered.nonzero()[0]) if bool(unanswered.any()) else 0
-        if shape:
-            member = unflat_index(member, shape) if len(shape) > 1 else member
-            place = f" (member {member})"
+        failed = (~point.answered).nonzero().flatten().tolist()
+        member = member_at(failed[0] if failed else 0, shape)
+        place = f" (member {member})" if shape else ""
     i = flat_index(member, shape)
     one, names = problem.member(i), names or Names()
     parts = (point.z, point.lam, point.nu, point.lam_lb, point.lam_ub, point.lam_lower)
@@ -84,13 +83,9 @@ def flat_index(member: int | Sequence[int], shape: Sequence[int]) -> int:
     return flat
 
 
-def unflat_index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """The place of a member in the batch dimensions."""
-    found: list[int] = []
-    for extent in reversed(shape):
-        flat, i = divmod(flat, extent)
-        found.insert(0, i)
-    return tuple(found)
+def member_at(flat: int, shape: Sequence[int]) -> Any:
+    """The reverse: a tuple where the batch has several dimensions, else the number itself."""
+    return tuple(map(int, torch.unravel_index(torch.tensor(flat), tuple(shape)))) if len(shape) > 1 else flat
 
 
 def _listed(names: list[str]) -> str:

@@ -108,9 +108,10 @@ def residuals(
             step = step if M is None else torch.maximum(step, _steps(M, around))
     scale = torch.maximum(size, torch.where(flat, step, left / diagonal.where(~flat, 1.0)))
     scale = torch.maximum(scale, 1e-20 * largest(scale).unsqueeze(-1))  # where all terms are zero but for rounding
-    seen = scale  # in rows of G also as the equality that knows it best sees it
-    if problem.A is not None and problem.b is not None and problem.m and not single:  # (rounded: it is known by itself)
-        seen = torch.maximum(scale, _steps(problem.A, mul(magnitude(problem.A), size) + problem.b.abs(), "amin"))
+    seen = scale  # in rows of G also as the equality that knows it best sees it (rounded, it is known by itself)
+    for (M, side, _, equality, _), around in zip(rows, reached, strict=True):
+        if equality and not single:
+            seen = torch.maximum(scale, _steps(M, around + side.abs(), "amin"))
 
     def share(off: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
         terms = torch.minimum(full, CANCELLED * left)
@@ -181,7 +182,7 @@ def _steps(M: Matrix, levels: Tensor, which: str = "amax") -> Tensor:
     else:
         entries = matrices.dense(M).abs()
         sizes = getattr(torch.where(entries == 0, none, levels.unsqueeze(-1) / entries), which)(-2)
-    return torch.where(sizes.isinf(), 0.0, sizes)
+    return torch.where(sizes == none, 0.0, sizes)
 
 
 def _over(entries: Tensor, terms: Tensor) -> Tensor:

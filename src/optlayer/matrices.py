@@ -63,9 +63,9 @@ def is_sparse(given: Any) -> bool:
     """Whether a user gives a sparse matrix: ours, torch's or scipy's."""
     if isinstance(given, Tensor):
         return given.layout is not torch.strided
-    if given is None or type(given) is Diagonal:
-        return False
-    return type(given) is Sparse or type(given).__module__.startswith("scipy.sparse")
+    if given is None or type(given) in STORED:
+        return type(given) is Sparse
+    return type(given).__module__.startswith("scipy.sparse")
 
 
 def sparse(name: str, given: Any, dtype: torch.dtype) -> Sparse:

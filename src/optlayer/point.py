@@ -109,6 +109,12 @@ class Point:
         status = self.status
         return (status == int(Status.SOLVED)) | (status == int(Status.CLOSEST))
 
+    @property
+    def left(self) -> Tensor:
+        """Which members have no verdict, bool, (B,)."""
+        status = self.status
+        return (status == int(Status.MAX_ITERATIONS)) | (status == int(Status.NUMERICAL_ERROR))
+
     def fields(self) -> tuple[Tensor, ...]:
         """The parts named in FIELDS, which leave out lam_lower."""
         return tuple(getattr(self, name) for name in FIELDS)

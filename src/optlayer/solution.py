@@ -11,7 +11,7 @@ from torch import Tensor
 from optlayer import kkt
 from optlayer.core.status import Status
 from optlayer.core.structure import Names
-from optlayer.explain import explain, unflat_index
+from optlayer.explain import explain, member_at
 from optlayer.point import Point
 from optlayer.problem import Problem
 
@@ -218,9 +218,8 @@ class SolveError(RuntimeError):
         shape = solution.problem.structure.shape
         statuses = solution.point.status
         self.solution = solution
-        answered = (statuses == int(Status.SOLVED)) | (statuses == int(Status.CLOSEST))
-        flat = (~answered).nonzero().flatten().tolist()
-        self.members: list[Any] = [unflat_index(i, shape) if len(shape) > 1 else i for i in flat]
+        flat = (~solution.point.answered).nonzero().flatten().tolist()
+        self.members: list[Any] = [member_at(i, shape) for i in flat]
         lines = [f"{len(flat)} of {statuses.numel()} members were not solved"]
         for status in Status:
             those = [member for i, member in zip(flat, self.members, strict=True) if int(statuses[i]) == status]

@@ -210,7 +210,7 @@ def ours(problem: Problem) -> Any:
     return reference if cpu.unavailable() or cpu.refuses(problem) else cpu
 
 
-def run(engine: Backend, problem: Problem, settings: Settings, keep_factor: bool, waits: bool) -> Point:
+def settled(engine: Backend, problem: Problem, settings: Settings, keep_factor: bool, waits: bool) -> Point:
     """The backend's point; `waits`: the caller waits for the verdict, so that what is left can be settled."""
     point = engine.solve(problem, settings, keep_factor)
     if waits and point.unsolved is None:
@@ -220,8 +220,7 @@ def run(engine: Backend, problem: Problem, settings: Settings, keep_factor: bool
 
 def settle_here(problem: Problem, settings: Settings, point: Point) -> None:
     """Settle what a backend on another device has left: by our own, on the CPU. Waits for the device."""
-    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
-    rest = left.nonzero().flatten()
+    rest = point.left.nonzero().flatten()
     if not len(rest):
         return
     some = problem.select(rest)

@@ -105,7 +105,7 @@ def _marked(point: Point, alike: Problem) -> Point:
 
 def _ask_dense(problem: Problem, settings: Settings, point: Point) -> None:
     """What the sparse engine leaves, by the dense methods; the derivative makes its factor anew."""
-    left = (point.status == int(Status.MAX_ITERATIONS)) | (point.status == int(Status.NUMERICAL_ERROR))
+    left = point.left
     if settings.infeasible == "closest":
         left |= point.status == int(Status.PRIMAL_INFEASIBLE)
     rest = left.nonzero().flatten()

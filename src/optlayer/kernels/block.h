@@ -454,7 +454,7 @@ struct Block {
     // K: the number of columns where it is known, so that all loads are under way at a time; else 0.
     template <bool lower, int K>
     OPTLAYER_CALL void product(int m, int n, int k, V* c, int ldc, const V* a, int lda, const V* b, int ldb) const {
-        constexpr int R = 4, C = 4, height = R * octet, width = C * (warp / octet);
+        constexpr int R = 4, C = 4, across = warp / octet, height = R * octet, width = C * across;
         const int row = lane() % octet, column = lane() / octet, down = (m + height - 1) / height;
         int mine = rank / warp;  // tiles until the next one of this warp
         for (int j0 = 0; j0 < n; j0 += width)
@@ -467,16 +467,18 @@ struct Block {
                 OPTLAYER_UNROLL
                 for (int r = 0; r < R; ++r) x[r] = a + least(i0 + row + r * octet, m - 1);
                 OPTLAYER_UNROLL
-                for (int s = 0; s < C; ++s) {
-                    const int j = least(j0 + column + (warp / octet) * s, n - 1);
-                    y[s] = b + j;
+                for (int s = 0; s < C; ++s) y[s] = b + least(j0 + column + across * s, n - 1);
+                const auto entry = [&](int s, int r) -> V* {  // nullptr: beyond the edge
+                    const int i = i0 + row + r * octet, j = j0 + column + across * s;
+                    return i < m && j < n && (!lower || i >= j) ? c + size_t(j) * ldc + i : nullptr;
+                };
+                OPTLAYER_UNROLL
+                for (int s = 0; s < C; ++s)
                     OPTLAYER_UNROLL
                     for (int r = 0; r < R; ++r) {
-                        const int i = i0 + row + r * octet;
-                        const bool mine = i < m && j0 + column + (warp / octet) * s < n && (!lower || i >= j);
-                        sum[s][r] = *(mine ? c + size_t(j) * ldc + i : x[r]);
+                        const V* from = entry(s, r);
+                        sum[s][r] = *(from ? from : x[r]);
                     }
-                }
                 const auto step = [&](int l) {
                     V xr[R], yc[C];
                     OPTLAYER_UNROLL
@@ -499,10 +501,8 @@ struct Block {
                 OPTLAYER_UNROLL
                 for (int s = 0; s < C; ++s)
                     OPTLAYER_UNROLL
-                    for (int r = 0; r < R; ++r) {
-                        const int i = i0 + row + r * octet, j = j0 + column + (warp / octet) * s;
-                        if (i < m && j < n && (!lower || i >= j)) c[size_t(j) * ldc + i] = sum[s][r];
-                    }
+                    for (int r = 0; r < R; ++r)
+                        if (V* to = entry(s, r)) *to = sum[s][r];
             }
     }
     static int least(int a, int b) { return a < b ? a : b; }

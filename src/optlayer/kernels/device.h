@@ -196,7 +196,7 @@ template <class T, class Tm> struct Task {
         constexpr bool single = std::is_same<T, float>::value;
         ip.run(T(g.tolerance), g.max_iterations, g.polish != 0);
         if (group.out.solved > T(0)) verdict = SOLVED;
-        else if (const int32_t proof = ip.certify(T(single ? 1e-4 : 1e-9), T(single ? 1e3 : 1e6))) verdict = proof;
+        else if (const int32_t proof = ip.certify(T(single ? 1e-4 : 1e-9), group.most_terms())) verdict = proof;
         else verdict = group.out.iterations >= T(g.max_iterations) ? MAX_ITERATIONS : NUMERICAL_ERROR;
         group.store_answer();
         return verdict;

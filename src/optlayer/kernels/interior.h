@@ -127,12 +127,16 @@ struct Interior : Verdict<Tm, V, U, D> {
     // largest step that keeps v + step dv >= 0
     static V longest(V v, V dv) { return select(dv < V(0), -v / min(dv, V(-T(1e-37))), V(T(1e10))); }
 
-    // The point of the interior loop as it is.
-    template <class M>
-    OPTLAYER_CALL void take_interior(M which) {
+    // The point of the interior loop: y in row, z in dz, nu in dnu.
+    OPTLAYER_CALL void find_interior() {
         t.each(a.rows(), [&](int i) { row[i] = V(0); });
         x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg * x.on[k], x.lam[k], row[i]); });
         system.recover(row, dz, dnu);
+    }
+    // The same as the answer, as it is.
+    template <class M>
+    OPTLAYER_CALL void take_interior(M which) {
+        find_interior();
         t.each(a.n, [&](int j) { out.z[j] = select(which, dz[j], out.z[j]); });
         t.each(a.m, [&](int i) { out.nu[i] = select(which, dnu[i], out.nu[i]); });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which, row[i], out.y[i]); });
@@ -449,9 +453,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     // bounds the objective:  Q z = 0,  A z = 0,  C z <= 0,  q'z = -1.
     // PRIMAL_INFEASIBLE or DUAL_INFEASIBLE, and the proof in `out`; else 0. After run(), of one QP, no lanes.
     OPTLAYER_CALL int32_t certify(T tol, T most) {
-        t.each(a.rows(), [&](int i) { row[i] = V(0); });
-        x.each(t, [&](int k, int i, V sg) { row[i] = fma(sg * x.on[k], x.lam[k], row[i]); });
-        system.recover(row, dz, dnu);
+        find_interior();
         if (this->prove(true, row, dnu, tol, most)) return PRIMAL_INFEASIBLE;
         const bool feasible = out.primal <= T(1e3) * tol * (T(1) + Base::limits());  // (judged before)
         return feasible && this->falls(dz, tol, T(1)) ? DUAL_INFEASIBLE : 0;

@@ -258,6 +258,9 @@ struct Group {
         if (plan.m) load(const_cast<V*>(a.b), g.b, plan.m);
     }
 
+    // How large the terms of an infeasible problem's proof may be, relative to its value: the data may be rounded.
+    T most_terms() const { return T(g.single ? 1e3 : 1e6); }
+
     template <class System, class Bad>
     void solve(System& system, Arena& work, Bad bad) {
         Interior<Tm, V, U, System, D> ip(t, a, system, x, out);
@@ -331,9 +334,6 @@ struct Group {
         out.primal = T(point.primal), out.dual = T(point.dual), out.gap = T(point.gap), out.solved = T(point.solved);
     }
     Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
-
-    // How large the terms of an infeasible problem's proof may be, relative to its value: the data may be rounded.
-    T most_terms() const { return T(g.single ? 1e3 : 1e6); }
 
     // The answer as its receiver will have it, in float32: judged after rounding.
     template <class Judge, class X>
