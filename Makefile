@@ -15,7 +15,7 @@ ARGS   ?=
 ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup core test test-slow lint format types sudoku paper bench bench-setup bench-sparse bench-families docs docs-serve \
+.PHONY: help setup core test test-slow test-torch lint format types sudoku paper bench bench-setup bench-sparse bench-families docs docs-serve \
         notebooks wheel sanitize fuzz gpu clean
 
 help:  ## this list
@@ -47,6 +47,12 @@ test: $(STAMP) core  ## the test suite, two processes
 
 test-slow: $(STAMP) core  ## the tests that take minutes
 	$(PYTEST) -m slow $(ARGS)
+
+TORCH ?= 2.6.0
+test-torch: core  ## the tests that need little else, with another torch: make test-torch TORCH=2.6.0
+	test -d .venv-torch-$(TORCH) || $(PYTHON) -m venv .venv-torch-$(TORCH)
+	.venv-torch-$(TORCH)/bin/python -m pip install -q torch==$(TORCH) -C wheel.cmake=false -e '.[test]'
+	$(ONE) .venv-torch-$(TORCH)/bin/python -m pytest -q -m 'not slow' $(ARGS)
 
 lint: $(STAMP)  ## ruff: style and formatting rules
 	$(BIN)/ruff check .

@@ -129,7 +129,7 @@ sys.modules |= {{"optlayer": package, "torch": None, "numpy": None}}
 for name in {sorted(path.stem for path in (PACKAGE / "core").glob("*.py"))!r}:
     importlib.import_module("optlayer.core." + name if name != "__init__" else "optlayer.core")
 from optlayer.core import native, settings, status, structure
-structure.Structure(2, 0, 3, (4, 5), lower=True, upper=False, dtype="float64", device="cpu")
+structure.Structure(2, 0, 3, (4, 5), (structure.DENSE,) * 3, lower=True, upper=False, dtype="float64", device="cpu")
 native.Core(["baseline"])
 print(status.Status.SOLVED, settings.Settings().max_iterations)
 """

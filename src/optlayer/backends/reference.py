@@ -31,7 +31,7 @@ from optlayer import kkt
 from optlayer.backends.base import Adjoint, Answer, Backend
 from optlayer.core.settings import Settings, tolerance_of
 from optlayer.core.status import Status
-from optlayer.core.structure import Structure
+from optlayer.core.structure import DENSE, Structure
 from optlayer.matrices import Diagonal
 from optlayer.point import Point
 from optlayer.problem import Problem
@@ -81,7 +81,7 @@ class _Standard(NamedTuple):
         """As a Problem, for the functions of kkt.py."""
         (batch, p, n), m = self.G.shape, self.A.shape[-2]
         structure = Structure(
-            n, m, p, (batch,), lower=True, upper=True, dtype=self.q.dtype, device=self.q.device
+            n, m, p, (batch,), (DENSE,) * 3, lower=True, upper=True, dtype=self.q.dtype, device=self.q.device
         )
         return Problem(*self, structure)
 

@@ -70,8 +70,9 @@ class Structure:
 
     __slots__ = ("batch", "device", "dtype", "kinds", "m", "n", "p", "plans", "ranks", "shape", "widths")
 
+    # (`kinds` has no default: torch.compile of torch 2.7 to 2.11 cannot read one.)
     def __init__(
-        self, n: int, m: int, p: int, shape: Sequence[int], kinds: tuple[Kind, Kind, Kind] = (DENSE, DENSE, DENSE), *,
+        self, n: int, m: int, p: int, shape: Sequence[int], kinds: tuple[Kind, Kind, Kind], *,
         lower: bool, upper: bool, two_sided: bool = False, dtype: Any, device: Any,
     ) -> None:  # fmt: skip
         self.n, self.m, self.p = n, m, p
