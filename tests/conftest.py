@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import signal
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         assert block is not None, "the backend example is missing in docs/extending.md"
         exec(compile(block.group(1), str(EXAMPLE), "exec"), {"__name__": "example"})
     for path in config.getoption("--register"):
-        exec(compile(Path(path).read_text(), path, "exec"), {"__name__": "registered"})
+        runpy.run_path(path, run_name="registered")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
