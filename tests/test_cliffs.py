@@ -90,6 +90,22 @@ def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
     assert verdicts <= ({"right", "gave up"} if draw.single else {"right"})
 
 
+@pytest.mark.parametrize("n", [6, 20, 50])
+@pytest.mark.parametrize("curvature", [1e-14, 1e-11, 1e-8])
+def test_a_small_curvature_excuses_no_row(curvature: float, n: int) -> None:
+    """A force of 1 over such a curvature moves a variable by 1e14, as if rounding hid where it is, and every row."""
+    for seed in range(4):
+        r = np.random.default_rng([n, seed])
+        G, z = r.integers(-2, 3, (3 * n, n)).astype(float), r.integers(-2, 3, n).astype(float)
+        s = np.where(r.random(3 * n) < 0.5, 0, r.integers(1, 4, 3 * n))
+        q = -G.T @ np.where(s == 0, r.integers(0, 3, 3 * n), 0)
+        solution = core({"Q": curvature * np.eye(n), "q": q, "G": G, "h": G @ z + s})
+        assert solution.status == Status.SOLVED
+        found = solution.z.numpy()
+        assert (G @ found - G @ z - s).max() <= 1e-8
+        assert abs(q @ (found - z)) <= 1e-8 * abs(q) @ abs(z) + curvature * z @ z
+
+
 def test_a_vertex_at_zero() -> None:
     """All entries of z are zero but for rounding, so rows through it are equalities that no relative measure sees."""
     G = [[-2, -2, 1, -2], [2, 2, 2, 0], [2, 2, -1, 1], [-1, 0, 1, 2], [-1, -2, -2, 2], [2, 1, -1, 1], [-1, -2, 0, 1],

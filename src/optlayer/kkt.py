@@ -118,6 +118,9 @@ def residuals(
         off = (off - noise * (full + rounded)).clamp(min=0)
         return torch.where(off == 0, 0.0, off / terms)
 
+    def blurs(off: Tensor, found: Tensor, left: Tensor, full: Tensor, rounded: Tensor) -> Tensor:
+        return (found <= FINE) & (share(off, left, full, torch.zeros_like(rounded)) > FINE) & (off > FINE * left)
+
     unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
     level = largest(unit * left)
     # without an objective of its own, and beside the largest forces no more than their rounding: zero
@@ -129,7 +132,9 @@ def residuals(
     # what rounding may hide, of the largest force and of the largest side
     most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
     lost = noise * largest(unit * full) > most * level
-    reach, level = primal, primal  # in units of the rows: the largest terms that excuse residuals, and the largest side
+    # in units of the rows: the largest terms that excuse residuals, the largest side, and the largest distance to a row
+    # that only a blurred point explains; beside the largest variable or side it counts: a small curvature blurs without end
+    reach, level, excused = primal, primal, primal
     for (M, side, y, equality, sign), around in zip(rows, reached, strict=True):
         absent, side = side.isinf(), finite(side)
         there = side.abs().expand_as(y)
@@ -137,24 +142,27 @@ def residuals(
             value, blurred, top = sign * z, scale, torch.ones_like(z[:, :1])
         else:
             value, blurred, top = mul(M, z), mul(magnitude(M), scale if equality else seen), matrices.row_sizes(M)
-        over = value - side
+        over, unit = value - side, torch.where(absent | (top == 0), 0.0, 1 / top)
         terms = value.abs() + there, around + there, blurred
         if equality:
             broken = off = over.abs()
-            worst.append(share(off, *terms).amax(-1))
+            found = share(off, *terms)
+            excused = torch.maximum(excused, torch.where(blurs(off, found, *terms), unit * off, 0.0).amax(-1))
+            worst.append(found.amax(-1))
         else:
             over = torch.where(absent, -torch.inf, over)
             broken, pressed, weight = over.clamp(min=0), y > 0, torch.where(y == 0, 0.0, y.abs() * _weights(M, left))
             off = torch.where(pressed, over.abs(), broken)
             found = share(off, *terms)
+            excused = torch.maximum(excused, torch.where(blurs(off, found, *terms), unit * off, 0.0).amax(-1))
             found = torch.where(pressed & (over < 0), torch.minimum(found, weight), found)
             worst += [found.amax(-1), torch.where((y < 0) | absent, weight, 0.0).amax(-1)]
         primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
-        unit = torch.where(absent | (top == 0), 0.0, 1 / top)
         reach = torch.maximum(reach, torch.where(off > FINE * terms[0], unit * around, 0.0).amax(-1))
         level = torch.maximum(level, (unit * there).amax(-1))
     lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
-    worst.append(torch.where(lost, 1.0, 0.0).to(z))
+    far = torch.maximum(largest(size), torch.where(level > 0, level, 1.0))  # (of a cone any size is as good)
+    worst += [excused / far, torch.where(lost, 1.0, 0.0).to(z)]
     relative = torch.stack(worst).amax(0)
     good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()
     judged = Residuals(primal, dual, gap.abs(), torch.where(good, relative, torch.inf))

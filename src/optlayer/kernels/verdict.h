@@ -280,24 +280,27 @@ struct Verdict {
     }
     // The same of the rows, and of slacks beside their multipliers.
     OPTLAYER_CALL V rows(bool closely) {
-        V reach = V(0);  // the largest terms of a row that rounding may have excused
+        V reach = V(0), excused = V(0);  // the largest terms of a row that rounding may have excused
         V worst = t.max(a.m, V(0), [&](int i) {
             const V side = abs(a.b[i]);
-            return of_row(closely, reach, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
-                          [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); });
+            return of_row(closely, reach, excused, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
+                          [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); },
+                          [&] { return a.A_largest(i); });
         });
         x.each(t, [&](int k, int i, V sg) {
             if (all(worst > beyond)) return;
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
-            V off = of_row(closely, reach, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
+            V off = of_row(closely, reach, excused, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
                            i < a.p ? seen : scale, [&](const V* z) { return a.row_size(i, z); },
-                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); });
+                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); },
+                           [&] { return a.row_largest(i); });
             const auto idle = pressed & (over < V(0)) & (off > V(T(Tuning<T>::fine)));
             if (closely && any(idle)) off = select(idle, smaller(off, weight_of(k, i)), off);
             worst = larger(worst, off);
         });
-        t.largest(worst), t.largest(reach);
+        t.largest(worst), t.largest(reach), t.largest(excused);
+        if (any(excused > V(0))) worst = larger(worst, excused / farthest());  // (a small curvature blurs the point without end)
         const V sides = limits();
         if (!closely || !any((sides > V(0)) & (noise * reach > V(T(suspect)) * sides))) return worst;
         return select(rows_lost(), larger(worst, V(1)), worst);
@@ -319,15 +322,27 @@ struct Verdict {
     V share(V off, V left, V terms, V rounded) const {
         return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
-    template <class F, class R> V of_row(bool closely, V& reach, V off, V left, V side, const V* blurred, F&& full, R&& reaches) const {
+    // excused: the largest distance to a row, in units of the variables, that only a blurred point explains
+    template <class F, class R, class S>
+    V of_row(bool closely, V& reach, V& excused, V off, V left, V side, const V* blurred, F&& full, R&& reaches, S&& largest) const {
         if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
         if (reaches(off / noise)) {  // no more than rounding
             reach = larger(reach, off / noise);
             return V(0);
         }
-        const V terms = full(out.z) + side;
+        const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred));
+        const auto blur = (result <= fine) & (share(off, left, terms, V(0)) > fine);
         reach = larger(reach, terms);
-        return share(off, left, terms, full(blurred));
+        if (any(blur)) excused = larger(excused, select(blur, relative(off, largest()), V(0)));
+        return result;
+    }
+    // The largest variable, or distance of a row from zero. (Of a cone any size is as good.)
+    V farthest() const {
+        V sides = V(0);
+        x.each(t, [&](int k, int i, V) { sides = larger(sides, x.on[k] * relative(abs(x.h[k]), a.row_largest(i))); });
+        t.largest(sides);
+        sides = t.max(a.m, sides, [&](int i) { return relative(abs(a.b[i]), a.A_largest(i)); });
+        return t.max(a.n, select(sides > V(0), sides, V(1)), [&](int j) { return abs(out.z[j]); });
     }
     // How much of any entry of stationarity the multiplier of side k makes up.
     V weight_of(int k, int i) const {
