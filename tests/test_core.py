@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import optlayer
 from optlayer import solve
 from optlayer.backends import args, cpu, reference
 from optlayer.backends.base import Adjoint
@@ -108,6 +111,12 @@ def test_layout_is_the_same_on_both_sides() -> None:
     wanted = [0, numbers - 4, numbers, numbers + 8, *(numbers + 16 + 16 * i for i in range(len(args.TENSORS)))]
     assert list(found) == wanted
     assert core.path.name.startswith("core_")
+
+
+def test_the_usual_iterations_are_those_of_the_settings() -> None:
+    """Fewer bind every rung of the core."""
+    text = (Path(optlayer.__file__).parent / "kernels" / "args.h").read_text()
+    assert int(re.findall(r"usual_iterations = (\d+);", text)[0]) == Settings().max_iterations
 
 
 @every_kind
