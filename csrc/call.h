@@ -211,10 +211,6 @@ struct FactorHeader {
     size_t size, doubled;  // of this factor; of the one in double that follows, or 0 (single.h)
 };
 
-template <class T>
-void zero(const Tensor& x, int64_t member, int count) {
-    if (x.data) std::fill_n(View<T>(x).of(member), count, T(0));
-}
 // The same derivative everywhere: zero for members that are not solved, NaN where NaN comes from above.
 template <class T>
 void same_derivative(const Args& g, int64_t k, T value) {
@@ -415,10 +411,32 @@ class Call {
     }
 
     int32_t& status(int64_t k) const { return View<int32_t>(g.status).of(k)[0]; }
+    int32_t& iterations(int64_t k) const { return View<int32_t>(g.iterations).of(k)[0]; }
+    template <class F>
+    void each_of_answer(int64_t k, F&& f) const {
+        const auto visit = [&](const Tensor& x, int size) {
+            if (x.data) f(View<T>(x).of(k), size);
+        };
+        for (const Tensor& x : {g.z, g.lam_lb, g.lam_ub}) visit(x, g.n);
+        for (const Tensor& x : {g.s, g.lam, g.lam_lower}) visit(x, g.p);
+        for (const Tensor& x : {g.primal_residual, g.dual_residual, g.gap}) visit(x, 1);
+        visit(g.nu, g.m);
+    }
     static bool settled(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR && status != ROUGH; }
 
-    // What follows the first rung, one member at a time: bad data, another elimination, and the rest (rescue.h).
+    // What follows the first rung. An answer that meets the tolerance is put aside while later rungs try to do better.
     void climb(int64_t k, char* work) {
+        std::vector<T> aside;
+        const int32_t count = iterations(k);
+        if (status(k) == ROUGH) each_of_answer(k, [&](const T* x, int size) { aside.insert(aside.end(), x, x + size); });
+        try_others(k, work);
+        if (aside.empty() || settled(status(k))) return;
+        const T* from = aside.data();
+        each_of_answer(k, [&](T* x, int size) { std::copy_n(from, size, x), from += size; });
+        status(k) = SOLVED, iterations(k) = count;
+    }
+    // One member at a time: bad data, another elimination, and the rest (rescue.h).
+    void try_others(int64_t k, char* work) {
         if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) {
             if (!proves_convexity(plan.method) && !relaxed() && !convex(k)) status(k) = NOT_CONVEX;
             return;
@@ -480,11 +498,8 @@ class Call {
             && fine(g.h_lower, g.p, true, false);
     }
     void reject(int64_t k, int32_t why = INVALID_INPUT) const {
-        for (const Tensor& x : {g.z, g.lam_lb, g.lam_ub}) zero<T>(x, k, g.n);
-        for (const Tensor& x : {g.s, g.lam, g.lam_lower}) zero<T>(x, k, g.p);
-        for (const Tensor& x : {g.primal_residual, g.dual_residual, g.gap}) zero<T>(x, k, 1);
-        zero<T>(g.nu, k, g.m);
-        status(k) = why, View<int32_t>(g.iterations).of(k)[0] = 0;
+        each_of_answer(k, [](T* x, int size) { std::fill_n(x, size, T(0)); });
+        status(k) = why, iterations(k) = 0;
     }
 
     // Leave all members to double.

@@ -402,15 +402,12 @@ struct Interior : Verdict<Tm, V, U, D> {
         const V zero = V(0), exact = V(T(Tuning<T>::fine));
         const auto all = zero <= zero;
         activate();
-        V least = judge();
-        copy(all, out, best);
-        auto wanted = with_polish ? !(least <= exact) : zero > zero;
+        keep(all, judge(), exact);
+        auto wanted = with_polish ? !(best_error <= exact) : zero > zero;
         for (int round = 0; round < Tuning<T>::corrections && any(wanted); ++round) {
             polish(wanted, Tuning<T>::polish_rounds);
             const V now = judge();
-            const auto better = wanted & (now < least);
-            copy(better, out, best);
-            least = select(better, now, least);
+            keep(wanted, now, exact);
             correct(wanted);
             V changed = zero;
             x.each(t, [&](int k, int, V) { changed = max(changed, abs(x.active[k] - x.r[k])); });
