@@ -133,7 +133,7 @@ def residuals(
     most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
     lost = noise * largest(unit * full) > most * level
     # in units of the rows: the largest terms that excuse residuals, the largest side, and the largest distance to a row
-    # that only a blurred point explains; beside the largest variable or side it counts: a small curvature blurs without end
+    # that only a blurred point explains; beside the largest variable or side it counts: small curvatures blur without end
     reach, level, excused = primal, primal, primal
     for (M, side, y, equality, sign), around in zip(rows, reached, strict=True):
         absent, side = side.isinf(), finite(side)
