@@ -133,7 +133,7 @@ def residuals(
     most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
     lost = noise * largest(unit * full) > most * level
     # in units of the rows: the largest terms that excuse residuals, the largest side, and the largest distance to a row
-    # that only a blurred point explains; beside the largest variable or side it counts: small curvatures blur without end
+    # that only a blurred point explains: it counts beside the largest variable or side, for small curvatures blur much
     reach, level, excused = primal, primal, primal
     for (M, side, y, equality, sign), around in zip(rows, reached, strict=True):
         absent, side = side.isinf(), finite(side)
@@ -162,7 +162,8 @@ def residuals(
         level = torch.maximum(level, (unit * there).amax(-1))
     lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
     far = torch.maximum(largest(size), torch.where(level > 0, level, 1.0))  # (of a cone any size is as good)
-    worst += [excused / far, torch.where(lost, 1.0, 0.0).to(z)]
+    blurred = excused > (1e-6 if single else 1e-10) * far
+    worst += [torch.where(blurred, excused / far, 0.0), torch.where(lost, 1.0, 0.0).to(z)]
     relative = torch.stack(worst).amax(0)
     good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()
     judged = Residuals(primal, dual, gap.abs(), torch.where(good, relative, torch.inf))

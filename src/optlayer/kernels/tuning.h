@@ -23,6 +23,7 @@ template <> struct Tuning<double> {
     // The judge (verdict.h). A residual below `fine` of the cheap terms needs no look at the full ones; residuals of
     // what rounding can do are none; where rounding can do more than `most_noise` of the forces, or `most_of_sides`, nothing is known.
     static constexpr double fine = 1e-11, most_noise = 1e-3, most_of_sides = 1e-5;
+    static constexpr double blurred = 1e-10;         // of the largest variable or side: what its own scale may excuse a row [bench, hard]
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
     // The active-set method. A pivot of Q is safe above `safe` of the entry it came from, and above `zero` of the largest
     // one; a row is dependent below `dependent` of its own M_ii; violations up to `slack` are none. [fuzz]
@@ -58,7 +59,7 @@ template <> struct Tuning<double> {
 };
 
 template <> struct Tuning<float> {
-    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 10, rounded = 1e-6f;
+    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 10, rounded = 1e-6f, blurred = 1e-6f;
     static constexpr float noise(int) { return 2e-7f; }  // no more, and no `most_noise`: double can do better, and judges that
     // `rounded`: the noise of an answer that was found in double and rounded.
     // (What is not well conditioned is left to double.)
@@ -72,7 +73,7 @@ template <> struct Tuning<float> {
 
 #ifndef __CUDACC_RTC__
 template <> struct Tuning<Twofold> {  // twice the digits of double, and twice the exponents
-    static constexpr double infinity = 1e300, huge_pivot = 1e128, rounding = 1e-31, fine = 1e-13, most_noise = 1e-3, most_of_sides = 1e-5;
+    static constexpr double infinity = 1e300, huge_pivot = 1e128, rounding = 1e-31, fine = 1e-13, most_noise = 1e-3, most_of_sides = 1e-5, blurred = 1e-10;
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
     static constexpr double enough = 1e-2, boundary = 0.999, stage[3] = {1e-8, 1e-16, 1e-24}, path = 1e-20;
     static constexpr int polish_rounds = 4;

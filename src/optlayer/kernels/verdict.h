@@ -300,7 +300,12 @@ struct Verdict {
             worst = larger(worst, off);
         });
         t.largest(worst), t.largest(reach), t.largest(excused);
-        if (any(excused > V(0))) worst = larger(worst, excused / farthest());  // (a small curvature blurs the point without end)
+        const V blurred = V(T(Tuning<T>::blurred));  // small curvatures blur the point without end
+        const auto blurs = [&](V far) { return excused > blurred * far; };
+        if (closely && any(blurs(t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); })))) {
+            const V far = farthest();
+            worst = select(blurs(far), larger(worst, excused / far), worst);
+        }
         const V sides = limits();
         if (!closely || !any((sides > V(0)) & (noise * reach > V(T(suspect)) * sides))) return worst;
         return select(rows_lost(), larger(worst, V(1)), worst);
