@@ -440,20 +440,27 @@ def call(m: Measurements) -> str:
 
 def gpu(data: dict[str, Any]) -> str:
     """What a GPU has been measured to do."""
-    head = "workload | forward (ms) | with gradients (ms) | QPs a second | left to the core | qpax forward, both (ms)"
+    rivals = list(dict.fromkeys(peer for row in data["workloads"].values() for peer in row["rivals"]))
+    head = ["workload", "forward (ms)", "with gradients (ms)", "QPs a second", "left to the core"]
     rows = []
     for name, row in data["workloads"].items():
-        peer = row["rivals"].get("qpax", {})
-        theirs = f"{1e3 * peer['forward']:.3g}, {1e3 * peer['both']:.3g}" if "forward" in peer else "–"
         times = [f"{1e3 * row[kind]:.3g}" for kind in ("forward", "both")]
-        rows.append([f"`{name}`", *times, f"{row['rate']:.2g}", f"{row['left']:.1g}", theirs])
+        theirs = [_rival(row["rivals"].get(peer, {})) for peer in rivals]
+        rows.append([f"`{name}`", *times, f"{row['rate']:.2g}", f"{row['left']:.1g}", *theirs])
     machine = data["machine"]
+    versions = ", ".join(f"{peer} {machine['versions'][peer]}" for peer in rivals)
     origin = (
-        f"{machine['gpu']}, torch {machine['torch']}, qpax {machine['versions']['qpax']} (with wrong gradients), "
-        f"commit `{machine['commit']}`, {machine['date']}. Left to the core: the share of members that the kernel does "
-        f"not settle."
+        f"{machine['gpu']}, torch {machine['torch']}, {versions}, commit `{machine['commit']}`, {machine['date']}. Other "
+        "packages: forward, with gradients (ms; ✗: a gradient is wrong). Left to the core: the share of members that the "
+        "kernel does not settle."
     )
-    return f"{_table(head.split(' | '), rows)}\n\n{origin}"
+    return f"{_table([*head, *rivals], rows)}\n\n{origin}"
+
+
+def _rival(found: dict[str, Any]) -> str:
+    if "forward" not in found:
+        return "–"
+    return f"{1e3 * found['forward']:.3g}, {1e3 * found['both']:.3g}{'' if found['right']['both'] else ' ✗'}"
 
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "faq.md", ROOT / "docs" / "cuda.md")
