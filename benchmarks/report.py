@@ -450,9 +450,9 @@ def gpu(data: dict[str, Any]) -> str:
     machine = data["machine"]
     versions = ", ".join(f"{peer} {machine['versions'][peer]}" for peer in rivals)
     origin = (
-        f"{machine['gpu']}, torch {machine['torch']}, {versions}, commit `{machine['commit']}`, {machine['date']}. Other "
-        "packages: forward, with gradients (ms; ✗: a gradient is wrong). Left to the core: the share of members that the "
-        "kernel does not settle."
+        f"{machine['gpu']}, torch {machine['torch']}, {versions}, commit `{machine['commit']}`, {machine['date']}. "
+        "Other packages: forward, with gradients (ms; ✗: a gradient is wrong). Left to the core: the share of members "
+        "that the kernel does not settle."
     )
     return f"{_table([*head, *rivals], rows)}\n\n{origin}"
 
