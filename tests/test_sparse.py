@@ -235,6 +235,39 @@ def test_what_is_zero_but_for_rounding_is_zero(seed: int) -> None:
     assert s.z[: steps * states].abs().max() < 1e-9
 
 
+def legged(offset: float, batch: int, steps: int = 6, feet: int = 4) -> dict[str, Any]:
+    """A body on feet: positions and velocities, forces in the cones of friction, which cost nothing; near to rest."""
+    r, inertia, dt, mass = np.random.default_rng(0), np.diag([30.0, 20.0, 15.0]), 0.02, 2.5
+    move = np.eye(12) + dt * np.eye(12, k=6)
+    push = np.zeros((12, 3 * feet))
+    for foot, (x, y) in enumerate([(0.2, 0.15), (0.2, -0.15), (-0.2, 0.15), (-0.2, -0.15)]):
+        x, y, z = x + 0.01 * r.standard_normal(), y, -0.3
+        lever = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+        push[6:, 3 * foot : 3 * foot + 3] = dt * np.vstack([np.eye(3) / mass, inertia @ lever])
+    A = np.hstack([np.eye(12 * steps) - np.kron(np.eye(steps, k=-1), move), -np.kron(np.eye(steps), push)])
+    b = np.tile(np.where(np.arange(12) == 8, -9.81 * dt, 0.0), (batch, steps))
+    b[:, :12] += offset * r.standard_normal((batch, 12)) @ move.T
+    cone = np.kron(np.eye(steps * feet), [[1, 0, -0.5], [-1, 0, -0.5], [0, 1, -0.5], [0, -1, -0.5]])
+    G = np.hstack([np.zeros((len(cone), 12 * steps)), cone])
+    weights = np.concatenate([np.tile([2, 2, 10, 0.25, 0.25, 10, *[0.2] * 6], steps), np.zeros(3 * feet * steps)])
+    up = np.where(np.arange(len(weights)) % 3 == 2, 25.0, np.inf)
+    up[: 12 * steps] = np.inf
+    b, weights, up = (torch.tensor(x) for x in (b, weights, up))
+    return {
+        "Q": Diagonal(weights), "q": 0 * weights, "G": Sparse.from_dense(torch.tensor(G)), "h": 0.0,
+        "A": Sparse.from_dense(torch.tensor(A)), "b": b, "lb": torch.where(up < 30, 0.0, -torch.inf).double(), "ub": up,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("offset", [0, 1e-14, 1e-8, 1e-2])
+def test_a_body_that_stands(offset: float, batch: int) -> None:
+    """No force of the objective is left at rest, so none can be the measure of rounding; near to rest hardly any."""
+    s = solve(**legged(offset, batch))
+    assert s.solved.all()
+    assert max(s.dual_residual.max(), s.primal_residual.max()) < 1e-11
+
+
 @pytest.mark.parametrize("units", [0.0, 2.0])
 @pytest.mark.parametrize("curved", [0.0, 1.0])
 def test_degenerate_problems_with_dependent_active_rows(curved: float, units: float) -> None:

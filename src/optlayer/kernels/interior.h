@@ -72,17 +72,20 @@ struct Interior : Verdict<Tm, V, U, D> {
             });
             system.factor(x.D);
             system.direction(x.e, x.dy, x.dt);
-            V step = V(1);
+            V step = V(1), of_lam = V(1);
+            V& dual_step = System::proximal ? of_lam : step;  // (one for both where residuals are not all found anew)
             x.each(t, [&](int k, int i, V sg) {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
                 if constexpr (System::proximal) x.active[k] = select(live, select((x.on[k] > V(0)) & (ds * x.lam[k] < dl * x.s[k]), V(1), V(0)), x.active[k]);
-                step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), V(1)));
+                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), V(1)));
+                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), V(1)));
             });
             t.smallest(step);
+            if constexpr (System::proximal) t.smallest(dual_step);
             V after = V(0);
-            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(step, x.dlam[k], x.lam[k]), after); });
+            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(dual_step, x.dlam[k], x.lam[k]), after); });
             t.total(after);
             V sigma = after / max(x.count, V(1)) / max(mu, V(T(1e-37)));
             sigma = max(min(sigma * sigma * sigma, V(1)), V(T(0.5)) * (V(1) - bold));
@@ -97,28 +100,35 @@ struct Interior : Verdict<Tm, V, U, D> {
                 x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -target) * x.c[k], x.e[i]);
             });
             system.direction(x.e, x.dy, x.dt);
-            step = V(T(1e10));
+            step = dual_step = V(T(1e10));
             V sum = V(0);
             x.each(t, [&](int k, int i, V sg) {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
                 if constexpr (System::proximal) sum = sum + x.dlam[k];
-                step = min(step, select(x.on[k] > V(0), min(longest(x.s[k], ds), longest(x.lam[k], dl)), step));
+                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), step));
+                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), dual_step));
             });
             t.smallest(step);
-            if constexpr (System::proximal) live = live & (sum - sum >= V(0));  // (so deep that s and lam differ by more than numbers can)
-            step = min(V(1), step * V(T(Tuning<T>::boundary)));
-            step = select(step >= V(0), step, V(0));
+            const auto within = [](V v) { v = min(V(1), v * V(T(Tuning<T>::boundary))); return select(v >= V(0), v, V(0)); };
+            step = within(step);
+            if constexpr (System::proximal) {
+                t.smallest(dual_step);
+                dual_step = within(dual_step);
+                if (aimed) step = dual_step = min(step, dual_step);
+                live = live & (sum - sum >= V(0));  // (so deep that s and lam differ by more than numbers can)
+            }
             x.each(t, [&](int k, int, V) {
-                const V s = fma(step, x.ds[k], x.s[k]), lam = fma(step, x.dlam[k], x.lam[k]);
+                const V s = fma(step, x.ds[k], x.s[k]), lam = fma(dual_step, x.dlam[k], x.lam[k]);
                 const auto moves = live & (x.on[k] > V(0));
                 // Tapia's indicator: s falls like mu where a row is active, lam where it is not; free of units
                 if constexpr (!System::proximal) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
                 x.s[k] = select(moves, s, x.s[k]);
                 x.lam[k] = select(moves, lam, x.lam[k]);
             });
-            system.advance(live, step, x.dy);
+            system.advance(live, step, dual_step, x.dy);
+            step = min(step, dual_step);
             live = live & (step > V(T(1e-8)));  // no way forward: another method must try
             bold = select(step > V(T(0.1)), V(1), V(0));
         }
@@ -282,7 +292,9 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const V error = judge();
                 keep(look, error, exact);
                 done = done | (look & (error <= exact));
-                const auto weaker = look & !done & (slow >= V(S::patience)) & (shrunk < V(S::shrinks));
+                const auto stuck = look & !done & (slow >= V(S::patience));
+                if (any(stuck)) done = done | clear(stuck, exact);
+                const auto weaker = stuck & !done & (shrunk < V(S::shrinks));
                 system.shrink(weaker);
                 shrunk = select(weaker, shrunk + V(1), shrunk);
                 going = going & !done & (weaker | (slow < V(S::patience)));
@@ -473,7 +485,6 @@ struct Interior : Verdict<Tm, V, U, D> {
                 drop_idle(open);
                 if (last) keep(open, judge(), exact);
                 open = open & !finish(open, exact, stage ? Tuning<T>::most_factors : Tuning<T>::few_factors);
-                if (any(open)) open = open & !clear(open, exact);
             } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
                 polish(open, Tuning<T>::polish_rounds);

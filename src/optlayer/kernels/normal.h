@@ -202,7 +202,7 @@ struct Normal {
     void direction(const V* e, V* dy, V* dt) { kkt(rd, rp, e, vz, vnu, dy, dt); }
 
     template <class M>
-    void advance(M live, V alpha, const V* dy) {
+    void advance(M live, V alpha, V, const V* dy) {
         t.each(a.n, [&](int j) { z[j] = select(live, fma(alpha, vz[j], z[j]), z[j]); });
         t.each(a.m, [&](int i) { nu[i] = select(live, fma(alpha, vnu[i], nu[i]), nu[i]); });
         t.each(a.rows(), [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
@@ -357,7 +357,7 @@ struct Reduced {
     }
     void direction(const V* e, V* dy, V* dt) { in.direction(e, dy, dt); }
     template <class M>
-    void advance(M live, V alpha, const V* dy) { in.advance(live, alpha, dy); }
+    void advance(M live, V step, V dual_step, const V* dy) { in.advance(live, step, dual_step, dy); }
 
     void recover(const V* y, V* z, V* nu) {
         t.each(a.n, [&](int j) { z[j] = zp[j]; });

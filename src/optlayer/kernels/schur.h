@@ -173,7 +173,7 @@ struct Schur {
         t.each(a.p, [&](int i) { dt[i] = W[i] * (dy[i] - e[i]); });
     }
     template <class M>
-    void advance(M live, V alpha, const V* dy) {
+    void advance(M live, V alpha, V, const V* dy) {
         t.each(a.p, [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
     }
     void recover(const V* yy, V* z, V* nu) {

@@ -336,10 +336,10 @@ struct SparseSystem {
     }
 
     template <class M>
-    void advance(M live, V alpha, const V* dy) {
-        t.each(a.n, [&](int j) { z[j] = select(live, fma(alpha, vz[j], z[j]), z[j]); });
-        t.each(a.m, [&](int i) { nu[i] = select(live, fma(alpha, vnu[i], nu[i]), nu[i]); });
-        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
+    void advance(M live, V step, V dual_step, const V* dy) {
+        t.each(a.n, [&](int j) { z[j] = select(live, fma(step, vz[j], z[j]), z[j]); });
+        t.each(a.m, [&](int i) { nu[i] = select(live, fma(dual_step, vnu[i], nu[i]), nu[i]); });
+        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(dual_step, dy[i], y[i]), y[i]); });
     }
     void recover(const V*, V* z_, V* nu_) {
         t.each(a.n, [&](int j) { z_[j] = z[j]; });

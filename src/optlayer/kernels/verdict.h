@@ -250,7 +250,7 @@ struct Verdict {
             const V q = a.curvature(j);
             return select(q > V(0), V(1) / sqrt(q), V(1));
         };
-        V hidden = V(0), excused = V(0), level = t.max(n, V(0), [&](int j) { return unit(j) * size[j]; });
+        V hidden = V(0), excused = V(0), own = V(0), level = t.max(n, V(0), [&](int j) { return unit(j) * size[j]; });
         t.largest(level);
         V worst = t.max(n, V(0), [&](int j) {
             if constexpr (!D::has_units) {
@@ -264,7 +264,7 @@ struct Verdict {
             const V terms = terms_of(j);
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
-            if constexpr (D::has_units) rounded = rounded + force / a.unit(j);
+            if constexpr (D::has_units) rounded = rounded + force / a.unit(j), own = larger(own, share(abs(gd[j]), size[j], terms, V(0)));
             // without an objective of its own, and beside the largest forces no more than their rounding: zero
             const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise * level);
             return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded));
@@ -273,8 +273,10 @@ struct Verdict {
         if (any(noise * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
+        if constexpr (D::has_units) t.largest(own);
         auto lost = noise * hidden > most_noise * level;
-        if constexpr (D::has_units) lost = lost | (noise * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); }));
+        if constexpr (D::has_units)  // (where each entry is small beside its own terms, nothing was hidden)
+            lost = lost | ((own > V(T(Tuning<T>::fine))) & (noise * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); })));
         lost = lost & !(x.soft > V(0));  // forces of least violation cancel altogether
         return select(lost, larger(worst, V(1)), worst);
     }
