@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 import optlayer
+from benchmarks.maros import machine
 from benchmarks.sparse_workloads import VARIANTS, WORKLOADS, Batch, make, quadruped
 from optlayer import Sparse, solve
 
@@ -169,12 +169,18 @@ def alone(seconds: float) -> dict[str, Any]:
     return {"forward": forward * 1e3, "piqp": peer * 1e3, "unsolved": int((s.status != 0).sum())}
 
 
+def time_of(row: dict[str, Any]) -> str:
+    return f"{row['forward']:.3g}{' ✗' if row['unsolved'] else ''}"
+
+
 def page(results: dict[str, Any]) -> str:
     """The table for the documentation."""
+    machine = results["machine"]
     lines = [
         "# Sparse batches", "",
-        f"Batches of 32 that share a pattern, {results['machine']}, one thread, float64; ms for each member, medians.",
-        "PIQP: its sparse solver, set up once, then updated and solved. Written by `make bench-sparse`.", "",
+        "Batches of 32 that share a pattern, one thread, float64; ms for each member, medians. ✗: some is not solved.",
+        "PIQP: its sparse solver, set up once, then updated and solved. Written by `make bench-sparse` "
+        f"({machine['cpu']}, torch {machine['torch']}, commit `{machine['commit'][:12]}`).", "",
         "| workload | values | forward | with gradient | PIQP | PIQP / forward | KKT residual | derivative error |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -182,16 +188,16 @@ def page(results: dict[str, Any]) -> str:
         peer = "–" if r["piqp"] is None else f"{r['piqp']:.3g}"
         ratio = "–" if r["piqp"] is None else f"{r['piqp'] / r['forward']:.1f}"
         lines.append(
-            f"| {r['workload']} | {'shared' if r['variant'] == 'shared' else 'differ'} | {r['forward']:.3g} "
+            f"| {r['workload']} | {'shared' if r['variant'] == 'shared' else 'differ'} | {time_of(r)} "
             f"| {r['both']:.3g} | {peer} | {ratio} | {r['residual']:.0e} | {r['derivative']:.0e} |"
         )
     if "alone" in results:
         r = results["alone"]
-        times = f"{r['forward']:.2g} ms (PIQP {r['piqp']:.2g} ms)"
+        times = f"{time_of(r)} ms (PIQP {r['piqp']:.2g} ms)"
         lines += ["", f"The quadruped's controller alone, with its semidefinite Q: {times}."]
     if results.get("singles"):
         lines += ["", "One member at a time:", "", "| workload | optlayer | PIQP |", "|---|---|---|"]
-        lines += [f"| {r['workload']} | {r['forward']:.3g} | {r['piqp']:.3g} |" for r in results["singles"]]
+        lines += [f"| {r['workload']} | {time_of(r)} | {r['piqp']:.3g} |" for r in results["singles"]]
     return "\n".join(lines) + "\n"
 
 
@@ -203,7 +209,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="print only")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "version": optlayer.__version__}
+    results: dict[str, Any] = {"machine": machine(), "version": optlayer.__version__}
     results["batches"] = []
     for name in chosen.workloads:
         for variant in VARIANTS:
