@@ -175,12 +175,12 @@ def time_of(row: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """The table for the documentation."""
-    machine = results["machine"]
+    where = results["machine"]
     lines = [
         "# Sparse batches", "",
         "Batches of 32 that share a pattern, one thread, float64; ms for each member, medians. ✗: some is not solved.",
         "PIQP: its sparse solver, set up once, then updated and solved. Written by `make bench-sparse` "
-        f"({machine['cpu']}, torch {machine['torch']}, commit `{machine['commit'][:12]}`).", "",
+        f"({where['cpu']}, torch {where['torch']}, commit `{where['commit'][:12]}`).", "",
         "| workload | values | forward | with gradient | PIQP | PIQP / forward | KKT residual | derivative error |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

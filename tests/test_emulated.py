@@ -113,6 +113,7 @@ def test_kernels_and_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare(monkeypatch, 1, torch.float64) + compare(monkeypatch, 1, torch.float32) <= 16
     for seed in range(20, 25):
         assert fuzz.fuzz(fuzz.BATCH, seed, "emulated")["wrong"] == 0
+    assert solve(**fuzz.Draw(3).arguments(), backend="emulated", check=False).z.isfinite().all()
 
 
 @linux

@@ -129,8 +129,8 @@ def residuals(
     worst = [largest(torch.where(nothing, 0.0, share(stationarity.abs(), left, full, mul_Q(sizes, scale))))]
     dual, primal = largest(stationarity), z.new_zeros(len(z))
     gap = (z * (Qz + q)).sum(-1)
-    # what rounding may hide, of the largest force and of the largest side
-    most, most_of_sides = (1.0, 10.0) if single else (1e-3, 1e-5)
+    # what rounding may hide, of the largest force and of the largest side; what a blurred point may excuse
+    most, most_of_sides, most_blurred = (1.0, 10.0, 1e-6) if single else (1e-3, 1e-5, 1e-10)
     lost = noise * largest(unit * full) > most * level
     # in units of the rows: the largest terms that excuse residuals, the largest side, and the largest distance to a row
     # that only a blurred point explains: it counts beside the largest variable or side, for small curvatures blur much
@@ -146,24 +146,22 @@ def residuals(
         terms = value.abs() + there, around + there, blurred
         if equality:
             broken = off = over.abs()
-            found = share(off, *terms)
-            excused = torch.maximum(excused, torch.where(blurs(off, found, *terms), unit * off, 0.0).amax(-1))
-            worst.append(found.amax(-1))
         else:
             over = torch.where(absent, -torch.inf, over)
             broken, pressed, weight = over.clamp(min=0), y > 0, torch.where(y == 0, 0.0, y.abs() * _weights(M, left))
             off = torch.where(pressed, over.abs(), broken)
-            found = share(off, *terms)
-            excused = torch.maximum(excused, torch.where(blurs(off, found, *terms), unit * off, 0.0).amax(-1))
+        found = share(off, *terms)
+        excused = torch.maximum(excused, torch.where(blurs(off, found, *terms), unit * off, 0.0).amax(-1))
+        if not equality:
             found = torch.where(pressed & (over < 0), torch.minimum(found, weight), found)
-            worst += [found.amax(-1), torch.where((y < 0) | absent, weight, 0.0).amax(-1)]
+            worst.append(torch.where((y < 0) | absent, weight, 0.0).amax(-1))
+        worst.append(found.amax(-1))
         primal, gap = torch.maximum(primal, broken.amax(-1)), gap + (side * y).sum(-1)
         reach = torch.maximum(reach, torch.where(off > FINE * terms[0], unit * around, 0.0).amax(-1))
         level = torch.maximum(level, (unit * there).amax(-1))
     lost = lost | ((level > 0) & (noise * reach > most_of_sides * level))
     far = torch.maximum(largest(size), torch.where(level > 0, level, 1.0))  # (of a cone any size is as good)
-    blurred = excused > (1e-6 if single else 1e-10) * far
-    worst += [torch.where(blurred, excused / far, 0.0), torch.where(lost, 1.0, 0.0).to(z)]
+    worst += [torch.where(excused > most_blurred * far, excused / far, 0.0), torch.where(lost, 1.0, 0.0).to(z)]
     relative = torch.stack(worst).amax(0)
     good = (relative >= 0) & (dual + primal + gap.abs()).isfinite()
     judged = Residuals(primal, dual, gap.abs(), torch.where(good, relative, torch.inf))
