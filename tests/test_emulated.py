@@ -109,8 +109,9 @@ def compare(monkeypatch: pytest.MonkeyPatch, threads: int, dtype: torch.dtype) -
 
 @linux
 def test_kernels_and_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one test, for it compiles. What is left: rows of float32 against bounds, contradictions of several rows."""
-    assert compare(monkeypatch, 1, torch.float64) + compare(monkeypatch, 1, torch.float32) <= 16
+    """In one test, for it compiles. What is left in float32: an equality against bounds."""
+    assert compare(monkeypatch, 1, torch.float64) == 0
+    assert compare(monkeypatch, 1, torch.float32) <= 1
     for seed in range(20, 25):
         assert fuzz.fuzz(fuzz.BATCH, seed, "emulated")["wrong"] == 0
     assert solve(**fuzz.Draw(3).arguments(), backend="emulated", check=False).z.isfinite().all()
@@ -119,4 +120,4 @@ def test_kernels_and_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 @linux
 @pytest.mark.slow  # sixteen threads that wait for each other, on two cores
 def test_a_block_of_threads_and_the_core_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compare(monkeypatch, 16, torch.float64) <= 10
+    assert compare(monkeypatch, 16, torch.float64) == 0
