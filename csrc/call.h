@@ -232,6 +232,9 @@ bool finite_rhs(const Args& g, int64_t k) {
              || spoilt(g.r_lower, g.p));
 }
 
+// Which rung of the ladder settles a member, or finds its derivative: that of its group, those of `Call::climb`, none.
+enum class Way { GROUP, DATA, PATTERN, UNITS, SPARE, LAST, NONE };
+
 template <class T>
 class Call {
   public:
@@ -248,7 +251,7 @@ class Call {
         return left;
     }
 
-  private:
+  protected:  // (csrc/tests/test_ladder.cpp climbs one member at a time)
     using Lanes = Pack<T, native_width<T>>;
     // Double climbs the whole ladder; in float there is one rung, and AUTO where it cannot be used.
     static constexpr bool twice = sizeof(T) == 8;
@@ -425,34 +428,36 @@ class Call {
     static bool settled(int32_t status) { return status != MAX_ITERATIONS && status != NUMERICAL_ERROR && status != ROUGH; }
 
     // What follows the first rung. An answer that meets the tolerance is put aside while later rungs try to do better.
-    void climb(int64_t k, char* work) {
+    Way climb(int64_t k, char* work) {
         std::vector<T> aside;
         const int32_t count = iterations(k);
         if (status(k) == ROUGH) each_of_answer(k, [&](const T* x, int size) { aside.insert(aside.end(), x, x + size); });
-        try_others(k, work);
-        if (aside.empty() || settled(status(k))) return;
+        const Way way = try_others(k, work);
+        if (aside.empty() || settled(status(k))) return way;
         const T* from = aside.data();
         each_of_answer(k, [&](T* x, int size) { std::copy_n(from, size, x), from += size; });
         status(k) = SOLVED, iterations(k) = count;
+        return Way::GROUP;
     }
     // One member at a time: bad data, another elimination, and the rest (rescue.h).
-    void try_others(int64_t k, char* work) {
-        if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) {
-            if (!proves_convexity(plan.method) && !relaxed() && !convex(k)) status(k) = NOT_CONVEX;
-            return;
+    Way try_others(int64_t k, char* work) {
+        const auto ended = [&] { return settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest); };
+        if (ended()) {
+            if (proves_convexity(plan.method) || relaxed() || convex(k)) return Way::GROUP;
+            return status(k) = NOT_CONVEX, Way::DATA;
         }
-        if (!valid(k)) return reject(k);
-        if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX);
-        if (g.given) return;
-        if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return;
+        if (!valid(k)) return reject(k), Way::DATA;
+        if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX), Way::DATA;
+        if (g.given) return Way::NONE;
+        if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return Way::PATTERN;
         const bool open = status(k) != PRIMAL_INFEASIBLE && !relaxed() && g.polish, uneven = plan.method == ACTIVE && units_apart(k);
-        if (open && uneven && rescale(g, k)) return;
+        if (open && uneven && rescale(g, k)) return Way::UNITS;
         if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
             dispatch(spare, k, Arena(), Arena(work), Task::SOLVE, nullptr);
-            if (settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest)) return;
+            if (ended()) return Way::SPARE;
         }
-        if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return;  // the user does not want more
-        rescue(g, k, !open || uneven);
+        if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return Way::NONE;  // the user does not want more
+        return rescue(g, k, !open || uneven), Way::LAST;
     }
 
     // Whether the curvatures are so far apart that it is the variables' units that stop an active set.
@@ -467,17 +472,15 @@ class Call {
     }
 
     // The derivative of one member: `done` by the kept factors, else with factors made anew, else by the last rung.
-    void differentiate(int64_t k, char* work, bool done) {
-        if (!derivable(status(k))) return same_derivative(g, k, T(0));
-        if (!finite_rhs<T>(g, k)) return same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
-        if (done) return;
-        if (!twice) {
-            underived[size_t(k)] = 1;
-            return;
-        }
+    Way differentiate(int64_t k, char* work, bool done) {
+        if (!derivable(status(k))) return same_derivative(g, k, T(0)), Way::NONE;
+        if (!finite_rhs<T>(g, k)) return same_derivative(g, k, std::numeric_limits<T>::quiet_NaN()), Way::NONE;
+        if (done) return Way::GROUP;
+        if (!twice) return underived[size_t(k)] = 1, Way::NONE;
         bool converged = false;
         if (status(k) == SOLVED && !g.single) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD, &converged);
-        if (!converged) rescue_derivative(g, k);
+        if (converged) return Way::SPARE;
+        return rescue_derivative(g, k), Way::LAST;
     }
 
     // Whether the point of a relaxed problem is asked for; its members have been solved before, so they are convex.
