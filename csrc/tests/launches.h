@@ -4,20 +4,11 @@
 
 #include "emulator.h"
 #include "kernels/device.h"
+#include "room.h"
 
 extern "C" void optlayer_device_plan(const optlayer::Args* g, const optlayer::DeviceLimits* limits, optlayer::DevicePlan* d);
 
 namespace optlayer {
-
-// Memory as it comes: nothing in it may be trusted.
-class Room {
-  public:
-    void reserve(size_t size) { bytes_.assign(size + 16, char(0x55)); }
-    char* at() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 15) / 16 * 16); }
-
-  private:
-    std::vector<char> bytes_;
-};
 
 template <class T, int threads> class Launches {
   public:

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../call.h"
+#include "room.h"
 
 using namespace optlayer;
 using Numbers = std::vector<double>;
@@ -27,7 +28,7 @@ struct Problem {
     int rows, n;
     Numbers C, v, lo, up, M;
     Columns<double> columns{};
-    std::vector<char> room;
+    Room room;
     Pivoting<double> pivoting;
 
     Problem(int rows_, int n_, Numbers C_, Numbers v_, Numbers lo_, Numbers up_)
@@ -38,8 +39,8 @@ struct Problem {
         columns.rows = rows, columns.n = n, columns.M = M.data();
         Arena measure;
         pivoting.place(measure, rows, std::min(rows, n));
-        room.resize(measure.used + 64);
-        Arena arena(room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64);
+        room.reserve(measure.used);
+        Arena arena(room.at());
         pivoting.place(arena, rows, std::min(rows, n));
         std::copy(v.begin(), v.end(), pivoting.v), std::copy(lo.begin(), lo.end(), pivoting.lo);
         std::copy(up.begin(), up.end(), pivoting.up);
@@ -112,8 +113,8 @@ static void null_space() {
     f.n = n, f.m = m;
     Arena measure;
     f.place(measure, p);
-    std::vector<char> room(measure.used + 64);
-    Arena arena(room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64);
+    Room room(measure.used);
+    Arena arena(room.at());
     f.place(arena, p);
     Numbers scratch(NullSpace<double>::scratch(n, m));
     const Solo<double> team;

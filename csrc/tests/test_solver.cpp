@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/solver.h"
+#include "room.h"
 
 using namespace optlayer;
 
@@ -102,20 +103,17 @@ template <class V, class Tm, class T> void run(Batch<T>& data, const Args& g, Me
     plan.method = method, plan.n = g.n, plan.m = g.m, plan.p = g.p, plan.lanes = lanes_of<V>, plan.whole = true;
     plan.lower = plan.upper = g.lb.data != nullptr, plan.bounds = plan.lower ? g.n : 0;
     plan.kept = data.kept.data(), plan.lower_row = plan.upper_row = data.rows.data();
-    std::vector<char> kept_room, work_room;
-    const auto base = [](std::vector<char>& room) -> char* {
-        return room.empty() ? nullptr : room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64;
-    };
+    Room kept_room, work_room;
     for (int first = 0; first < g.batch; first += lanes_of<V>)
         for (bool adjoint : {false, true}) {
             size_t keep_bytes = 0, work_bytes = 0;
             for (bool measure : {true, false}) {
                 if (!measure) {
-                    if (!adjoint) kept_room.assign(keep_bytes + 64, 0);
-                    work_room.assign(work_bytes + 64, 0);
+                    if (!adjoint) kept_room.reserve(keep_bytes);
+                    work_room.reserve(work_bytes);
                 }
                 Group<V, V, Tm> group(g, plan);
-                Arena keep(measure ? nullptr : base(kept_room)), work(measure ? nullptr : base(work_room));
+                Arena keep(measure ? nullptr : kept_room.at()), work(measure ? nullptr : work_room.at());
                 group.place_matrices(work, nullptr, nullptr, nullptr);
                 group.place_sides(keep, work);
                 if (!measure) {
@@ -146,7 +144,7 @@ template <class V, class Tm, class T> void run(Batch<T>& data, const Args& g, Me
                 } else {
                     Normal<Tm, V, V> system(group.t, group.a, false);
                     system.place(keep, work);
-                    if (!measure && adjoint) system.kappa = system.curvature();
+                    if (!measure && adjoint) system.find_unit();
                     finish(system);
                 }
                 keep_bytes = keep.used, work_bytes = work.used;

@@ -7,6 +7,7 @@
 
 #include "../sparse_plan.h"
 #include "kernels/workspace.h"
+#include "room.h"
 
 using namespace optlayer;
 
@@ -51,14 +52,13 @@ LowerPattern random_lower(Random& r, int n, int extra) {
 
 template <class V>
 struct Factored {
-    std::vector<double> memory;
+    Room memory;
     Ldl<V> ldl;
     explicit Factored(const LdlPlan& plan) {
         Arena measure, work;
         ldl.place(plan, measure, work);
-        memory.resize((measure.used + work.used) / 8 + 16);
-        char* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-        Arena keep(base), rest(base + measure.used);
+        memory.reserve(measure.used + work.used);
+        Arena keep(memory.at()), rest(memory.at() + measure.used);
         ldl.place(plan, keep, rest);
     }
 };
@@ -80,16 +80,14 @@ void test_factor(int n, int p, int m, int extra, int entries, bool dense_row) {
             x[w][i] = r.normal();
         }
     }
-    std::vector<double> room((size_t(count) + 2 * N + 3) * W + 8);
-    V* packed = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
-    V *d = packed + count, *rhs = d + N;
+    Room room((size_t(count) + 3 * N) * sizeof(V));
+    V *packed = reinterpret_cast<V*>(room.at()), *d = packed + count, *rhs = d + N, *least = rhs + N;
+    std::fill(least, least + N, V(0));
     for (int w = 0; w < W; ++w) {
         for (int e = 0; e < count; ++e) set_lane(packed[e], w, values[w][e]);
         for (int i = 0; i < N; ++i) set_lane(d[i], w, diagonal[w][i]), set_lane(rhs[i], w, x[w][i]);
     }
     Factored<V> lanes(s);
-    std::vector<double> none((size_t(N) + 1) * W + 8);
-    const V* least = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(none.data()) + 63) / 64 * 64);
     expect(all(lanes.ldl.factor(packed, d, least)), "pivots have their signs");
     lanes.ldl.solve(rhs);
     std::vector<int> row, col;
@@ -102,7 +100,7 @@ void test_factor(int n, int p, int m, int extra, int entries, bool dense_row) {
     for (int w = 0; w < W; ++w) {
         Factored<double> alone(s);
         std::vector<double> y = x[w];
-        alone.ldl.factor(values[w].data(), diagonal[w].data(), none.data());
+        alone.ldl.factor(values[w].data(), diagonal[w].data(), std::vector<double>(N).data());
         alone.ldl.solve(y.data());
         for (int i = 0; i < N; ++i) same &= y[i] == lane(rhs[i], w);
         std::vector<double> residual = x[w];
