@@ -56,16 +56,13 @@ class Emulated(base.Backend):
 
     def _run(self, problem: Problem, settings: Settings, places: list[int], adjoint: bool) -> None:
         keep: list[torch.Tensor] = []
-        single = problem.dtype == torch.float32
-        numbers = (
-            problem.n, problem.m, problem.p, problem.structure.members, single, problem.structure.diagonal, 0, 1, 1,
-            settings.max_iterations, settings.polish, False, 0, 0,
-        )
-        packed = args.pack(numbers, tolerance_of(settings, single), [*args.place_data(keep, problem), *places, 0, 0])
+        tolerance = tolerance_of(settings, problem.dtype == torch.float32)
+        tensors = [*args.place_data(keep, problem), *places, 0, 0]
+        packed = args.pack(cuda.numbers(problem, settings, False), tolerance, tensors)
         kernels().optlayer_emulate(packed, self.threads, adjoint)
 
     def solve(self, problem: Problem, settings: Settings, keep_factor: bool) -> Point:
-        if cuda.variant(problem.n, problem.m, problem.p, problem.structure.members) is None:
+        if cuda._variant(problem) is None:
             return reference.solve(problem, settings, keep_factor)
         point = args.empty_point(problem, problem.structure.members)
         self._run(problem, settings, args.place_point([], point) + cuda._NO_ADJOINT, False)
@@ -75,7 +72,7 @@ class Emulated(base.Backend):
         base.settle_here(problem, settings, point)
 
     def kkt_solve(self, problem: Problem, settings: Settings, point: Point, rhs: Adjoint) -> Adjoint:
-        if cuda.variant(problem.n, problem.m, problem.p, problem.structure.members) is None:
+        if cuda._variant(problem) is None:
             return reference.kkt_solve(problem, settings, point, rhs)
         keep: list[torch.Tensor] = []
         answer = Adjoint(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in rhs))
@@ -97,6 +94,9 @@ def compare(monkeypatch: pytest.MonkeyPatch, threads: int, dtype: torch.dtype) -
     monkeypatch.setitem(backends._added, engine.name, engine)
     cases = {name: make(generate(1), dtype).data for name, make in FAMILIES.items()}
     cases |= {name: hopeless(values, dtype) for name, values in (INFEASIBLE | UNBOUNDED).items()}
+    for curvature in (-1e-10, -1e-20):  # beside 1, but in no unit
+        Q = torch.diag(torch.tensor([1, curvature], dtype=dtype))
+        cases[f"concave {curvature}"] = {"Q": Q, "q": torch.zeros(2, dtype=dtype)}
     for name, data in cases.items():
         found, core = solve(**data, backend=engine.name, check=False), solve(**data, backend="cpu", check=False)
         status, expected = found.status.reshape(-1).tolist(), core.status.reshape(-1).tolist()

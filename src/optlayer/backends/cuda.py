@@ -168,6 +168,14 @@ def defines(plan: Plan, choice: Variant, single: bool, entry: str) -> tuple[tupl
     )
 
 
+def numbers(problem: Problem, settings: Settings, keep_factor: bool) -> tuple[int, ...]:
+    """The numbers of Args."""
+    return (
+        problem.n, problem.m, problem.p, problem.structure.members, problem.dtype == torch.float32,
+        problem.structure.diagonal, METHOD, 1, 1, settings.max_iterations, settings.polish, keep_factor, 0, 0,
+    )
+
+
 class _Call:
     """Args, plan and kernels of one problem."""
 
@@ -176,11 +184,8 @@ class _Call:
         self.single = problem.dtype == torch.float32
         self.keep: list[Tensor] = []
         self.data = args.place_data(self.keep, problem)
-        self.batch = 1 if problem.batch is None else problem.batch
-        self.numbers = (
-            problem.n, problem.m, problem.p, self.batch, self.single, problem.structure.diagonal, METHOD, 1, 1,
-            settings.max_iterations, settings.polish, keep_factor, 0, 0,
-        )
+        self.batch = problem.structure.members
+        self.numbers = numbers(problem, settings, keep_factor)
         self.tolerance = tolerance_of(settings, self.single)
         self.device = nvrtc.device(_index(problem.device))
         self.plan = self._plan()
@@ -240,7 +245,7 @@ def _index(device: torch.device) -> int:
 
 
 def _variant(problem: Problem) -> Variant | None:
-    batch = 1 if problem.batch is None else problem.batch
+    batch = problem.structure.members
     return variant(problem.n, problem.m, problem.p, batch) if batch else None
 
 
