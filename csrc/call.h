@@ -192,10 +192,7 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
     } else {
         Normal<Solo<V>, V, U> system(group.t, a, p.method == DIAGONAL);
         system.place(kept, work);
-        if (!measure && (adjoint || g.given)) {  // a unit for the weights of active rows; of a linear program any will do
-            system.kappa = system.curvature();
-            system.kappa = select(system.kappa > V(0), system.kappa, V(1));
-        }
+        if (!measure && (adjoint || g.given)) system.find_unit();
         finish(system, bad);
     }
 }

@@ -128,8 +128,7 @@ template <class V> class Attempt {
     bool equations(const Numbers& rz, const Numbers& rnu, const Numbers& rk, const Numbers& weight, Answer& v) {
         const int n = model_.n, m = model_.m, S = model_.sides();
         Numbers dz(n), dnu(m);
-        system.kappa = system.curvature();
-        system.kappa = select(system.kappa > V(0), system.kappa, V(1));
+        system.find_unit();
         for (int i = 0; i < a.rows(); ++i) x.D[i] = V(0);
         x.each(team, [&](int k, int i, V) {
             const V hard = system.hard(i), soft = weight[k] < inf && weight[k] > 0 ? V(1) / V(weight[k]) : V(0);
@@ -1041,31 +1040,12 @@ void rescue_derivative(const Args& g, int64_t k) {
 bool is_convex(const Args& g, int64_t k) {
     const int n = g.n;
     const double* Q = static_cast<const double*>(g.Q.data) + k * g.Q.stride;
-    if (g.diagonal) return std::all_of(Q, Q + n, [](double x) { return x >= 0; });
-    // rows and columns in units in which the largest entry of each is near 1
-    Numbers K(size_t(n) * n), inverse(n), d(n);
-    for (int i = 0; i < n; ++i)
+    Numbers K(g.diagonal ? 0 : size_t(n) * n), inverse(n);
+    for (int i = 0; i < n && !g.diagonal; ++i)
         for (int j = 0; j < n; ++j) K[size_t(i) * n + j] = 0.5 * Q[size_t(i) * n + j] + 0.5 * Q[size_t(j) * n + i];
-    for (int sweep = 0; sweep < 12; ++sweep) {
-        for (int i = 0; i < n; ++i) {
-            double top = 0;
-            for (int j = 0; j < n; ++j) top = std::max(top, std::abs(K[size_t(i) * n + j]));
-            d[i] = power_of_two(top);
-        }
-        if (std::all_of(d.begin(), d.end(), [](double x) { return x == 1; })) break;
-        for (int i = 0; i < n; ++i)
-            for (int j = 0; j < n; ++j) K[size_t(i) * n + j] *= d[i] * d[j];
-    }
-    double size = 0;
-    for (int i = 0; i < n; ++i) {
-        double sum = 0;
-        for (int j = 0; j < n; ++j) sum += std::abs(K[size_t(i) * n + j]);
-        size = std::max(size, sum);
-    }
-    if (size == 0) return true;
-    const double threshold = g.single ? double(Tuning<float>::convex) : Tuning<double>::convex;
-    for (int j = 0; j < n; ++j) K[size_t(j) * n + j] += threshold * size;
-    return !cholesky(n, K.data(), n, inverse.data(), 0.0);
+    Data<double, double> a{};
+    a.n = n, a.diagonal = g.diagonal, a.Q = g.diagonal ? Q : K.data();
+    return is_convex(Solo<double>(), a, K.data(), inverse.data(), g.single ? double(Tuning<float>::convex) : Tuning<double>::convex);
 }
 
 }  // namespace optlayer

@@ -212,8 +212,7 @@ class SparseCall {
             if (task == Task::SOLVE) group.load_vectors(), group.load_sides();
             if (task == Task::REBUILD || g.given) {
                 system.equilibrate();
-                system.kappa = system.curvature();
-                system.kappa = select(system.kappa > V(T(0)), system.kappa, V(T(1)));
+                system.find_unit();
             }
         }
         if (task != Task::SOLVE) return group.adjoint(system, work, task == Task::REBUILD);
@@ -231,9 +230,9 @@ class SparseCall {
         if (!work.base) return mask_of<V>(true);
         const V allowed = V(T(Tuning<T>::convex));
         if (!s.objective) {
-            V least = V(T(0)), most = V(T(0));
-            for (int j = 0; j < g.n; ++j) least = min(least, a.curvature(j)), most = max(most, abs(a.curvature(j)));
-            return least >= -allowed * most;
+            V least = V(T(0));
+            for (int j = 0; j < g.n; ++j) least = min(least, a.curvature(j));
+            return least >= V(T(0));
         }
         for (int j = 0; j < g.n; ++j) {
             const V size = a.Q_largest(j);  // (a row of zeros is convex)

@@ -66,7 +66,6 @@ template <class T, class Tm> struct Task {
 
     struct Sizes { size_t slow = 0, keep = 0, fast = 0, vectors = 0; } sizes{};
 
-    static constexpr T eps() { return Tuning<T>::convex; }
     static constexpr size_t align = 16;
     bool measuring() const { return !slow_at; }
 
@@ -106,7 +105,7 @@ template <class T, class Tm> struct Task {
         a.Q = s.Q, a.G = s.G, a.A = s.A;
         int32_t flaws = matrices_finite(group.t, a) ? 0 : NOT_FINITE;
         T* free = static_cast<T*>(room);
-        if (!flaws && !convex(group.t, a, free, free + size_t(a.n) * a.n)) flaws |= INDEFINITE;
+        if (!flaws && !is_convex(group.t, a, free, free + size_t(a.n) * a.n, Tuning<T>::convex)) flaws |= INDEFINITE;
         if (OPTLAYER_SCHUR && !flaws && d.method == SCHUR && s.schur.prepare(group.t, a, free)) flaws |= NO_SCHUR;
         group.t.one([&] { *s.flaws = flaws; });
     }
@@ -155,7 +154,7 @@ template <class T, class Tm> struct Task {
             Normal<Tm, T, T> system{group.t, group.a, method == DIAGONAL};
             system.place(kept, work);
             auto check = [&]() -> int32_t {
-                const bool fine = plan.shared ? !(*shared.flaws & INDEFINITE) : convex(group.t, group.a, system.K, system.iK);
+                const bool fine = plan.shared ? !(*shared.flaws & INDEFINITE) : is_convex(group.t, group.a, system.K, system.iK, Tuning<T>::convex);
                 return fine ? int32_t(SOLVED) : int32_t(NOT_CONVEX);
             };
             if constexpr (adjoint) differentiate(group, system, shared, work, fast, rebuild);
@@ -207,15 +206,10 @@ template <class T, class Tm> struct Task {
         place_matrices(group, shared, work, fast);
         if (!measuring()) {
             load_matrices(group, shared);
-            scale_of(system);
+            system.find_unit();
         }
         group.adjoint(system, work, rebuild);
     }
-    template <class V, class U> void scale_of(Normal<Tm, V, U>& system) const {
-        system.kappa = system.curvature();
-        system.kappa = select(system.kappa > V(0), system.kappa, V(1));  // a linear program: any unit will do
-    }
-    template <class V, class U> void scale_of(Schur<Tm, V, U>&) const {}
 
     // A row without variables that cannot hold, or bounds that cross: the proof in `out`, scaled to the value -1.
     OPTLAYER_CALL bool contradicts(Members& group) const {
@@ -303,15 +297,6 @@ template <class T, class Tm> struct Task {
     }
     static bool matrices_finite(const Tm& team, const Data<T, T>& a) {
         return finite(team, a.diagonal ? a.n : a.n * a.n, a.Q) && finite(team, a.n * a.p, a.G) && finite(team, a.n * a.m, a.A);
-    }
-    // Q + eps max|Q| I has a Cholesky factorisation.
-    static OPTLAYER_CALL bool convex(const Tm& team, const Data<T, T>& a, T* K, T* iK) {
-        const int n = a.n;
-        const T top = team.max(a.diagonal ? n : n * n, T(0), [&](int i) { return abs(a.Q[i]); });
-        if (!(top > T(0))) return true;
-        if (a.diagonal) return team.min(n, T(0), [&](int j) { return a.Q[j]; }) >= -eps() * top;
-        team.each_lower(n, [&](int i, int j) { K[size_t(j) * n + i] = a.Q[size_t(j) * n + i] + (i == j ? eps() * top : T(0)); });
-        return !team.cholesky(n, K, n, iK, T(0));
     }
     void no_answer(Members& group) const {
         const Tm& team = group.t;

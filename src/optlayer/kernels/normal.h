@@ -4,27 +4,25 @@
 // When Q is diagonal and rows are few, H stays diagonal: the rows of G are kept beside A in the complement
 //     [A; G] H⁻¹ [A; G]' + diag(δ, W).
 #pragma once
-#include "workspace.h"
+#include "system.h"
 
 namespace optlayer {
 
 template <class Tm, class V, class U>
-struct Normal {
-    static constexpr bool proximal = false;  // (interior.h)
-    const Tm& t;
-    const Data<V, U>& a;
-    bool keep_rows;  // rows of G stay in the complement
+struct Normal : PointSystem<Normal<Tm, V, U>, Tm, V, Data<V, U>> {
+    static constexpr bool proximal = false;
+    using Base = PointSystem<Normal, Tm, V, Data<V, U>>;
     using T = scalar_of<V>;
+    using Base::t, Base::a, Base::z, Base::nu, Base::y, Base::rd, Base::rp, Base::vz, Base::vnu;
+    using Base::unit_dual, Base::stationarity, Base::most_dual, Base::kappa;
+    bool keep_rows;  // rows of G stay in the complement
 
     V *K, *iK, *B, *S, *iS, *GD;  // factors; B = [A; G] L⁻'; scratch for D G
-    V *z, *nu, *y, *rd, *rp, *vz, *vnu, *u, *w, *W, *D;
-    V aim = V(0);         // what lam∘s shall be at the end: of a relaxed problem not zero
+    V *u, *w, *W, *D;
     V soft = V(0);        // A z − soft nu = b
-    double spread = 1;    // how much farther from the boundary than usual the interior point starts
     V *stiffness, *pull;  // γ of each equality; scratch (m)
-    V unit, unit_dual, stationarity, most_dual, kappa;
 
-    Normal(const Tm& team, const Data<V, U>& data, bool keep) : t(team), a(data), keep_rows(keep) {}
+    Normal(const Tm& team, const Data<V, U>& data, bool keep) : Base(team, data), keep_rows(keep) {}
 
     bool diagonal_H() const { return a.diagonal && (a.p == 0 || keep_rows); }
     int kept() const { return keep_rows ? a.p : 0; }
@@ -37,17 +35,14 @@ struct Normal {
         stiffness = keep.take<V>(a.m), pull = work.take<V>(a.m);
         B = work.take<V>(size_t(n) * k);
         GD = work.take<V>(keep_rows ? 0 : size_t(n) * a.p);
-        z = work.take<V>(n), nu = work.take<V>(a.m), y = work.take<V>(a.rows());
-        rd = work.take<V>(n), rp = work.take<V>(a.m), vz = work.take<V>(n), vnu = work.take<V>(a.m);
+        Base::place(work);
         u = work.take<V>(k), w = work.take<V>(n);
     }
-
-    V Qjj(int j) const { return V(a.diagonal ? a.Q[j] : a.Q[size_t(j) * a.n + j]); }
 
     OPTLAYER_CALL void factor(const V* D_) {
         const int n = a.n, k = mk();
         t.each(a.rows(), [&](int i) { D[i] = D_[i]; });
-        auto diag = [&](int j) { return a.bounds ? Qjj(j) + D[a.p + j] : Qjj(j); };
+        auto diag = [&](int j) { return a.bounds ? a.curvature(j) + D[a.p + j] : a.curvature(j); };
         if (diagonal_H()) {
             t.each(n, [&](int j) { iK[j] = V(1) / sqrt(diag(j) + V(T(Tuning<T>::proximal)) * kappa); });
             t.each_pair(a.m, n, [&](int i, int j) { B[size_t(j) * k + i] = V(a.A[size_t(i) * n + j]) * iK[j]; });
@@ -134,54 +129,8 @@ struct Normal {
         if (kept()) t.each(a.p, [&](int i) { vy[i] = u[a.m + i]; });
     }
 
-    // typical curvature: the unit of what is added to H
-    V curvature() const { return t.sum(a.n, [&](int j) { return abs(Qjj(j)); }) / V(T(a.n)); }
-
-    // A ridge-like start: rows are drawn to the point of their interval that is nearest to zero.
-    void start(Sides<V>& x) {
-        const int n = a.n, R = a.rows();
-        V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
-        t.each(R, [&](int i) {
-            V g = V(1);
-            if (i < a.p) {
-                g = V(0);
-                for (int j = 0; j < n; ++j) g = fma(V(a.G[size_t(i) * n + j]), V(a.G[size_t(i) * n + j]), g);
-            }
-            x.d[i] = select(g > V(0), V(1) / sqrt(max(g, V(T(1e-30)))), V(1));
-            x.v[i] = V(0);    // target: 0, moved into the interval
-            x.D[i] = V(0);
-        });
-        x.each(t, [&](int k, int i, V sg) {
-            const V over = sg * x.v[i] - x.h[k];
-            x.v[i] = select((x.on[k] > V(0)) & (over > V(0)), sg * x.h[k], x.v[i]);
-            x.D[i] = select(x.on[k] > V(0), V(1), x.D[i]);
-        });
-        const V far = t.max(R, V(1), [&](int i) { return abs(x.v[i]) * x.d[i]; });
-        kappa = curvature() + V(T(1e-2)) * qmax / far;
-        kappa = select(kappa > V(T(1e-25)), kappa, V(1));  // no objective at all
-        t.each(R, [&](int i) {
-            x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
-            x.e[i] = -x.D[i] * x.v[i];
-        });
-        factor(x.D);
-        t.each(n, [&](int j) { rd[j] = -a.q[j]; });
-        t.each(a.m, [&](int i) { rp[i] = a.b[i]; });
-        kkt(rd, rp, x.e, z, nu, y, x.v);
-        unit = V(0);
-        x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
-        t.largest(unit);
-        const V pull = t.max(R, V(0), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
-        unit = max(max(max(unit, pull), V(T(1e-8))) * V(T(spread)), sqrt(aim / kappa));
-        unit_dual = unit * kappa;
-        t.each(R, [&](int i) { y[i] = V(0); });
-        x.each(t, [&](int k, int i, V sg) {
-            const V s = max((x.h[k] - sg * x.v[i]) * x.d[i], unit);
-            x.s[k] = select(x.on[k] > V(0), s / x.d[i], V(1));
-            x.lam[k] = select(x.on[k] > V(0), unit * unit_dual / s * x.d[i], V(0));
-            y[i] = fma(sg, x.lam[k], y[i]);
-        });
-        most_dual = max(qmax, unit_dual);
-    }
+    using Base::curvature, Base::row_norm, Base::start, Base::advance, Base::recover;
+    static constexpr double least_norm = 1e-30;
 
     void row_values(V* v) {
         a.rows_times(t, z, v);
@@ -201,24 +150,7 @@ struct Normal {
     }
     void direction(const V* e, V* dy, V* dt) { kkt(rd, rp, e, vz, vnu, dy, dt); }
 
-    template <class M>
-    void advance(M live, V alpha, V, const V* dy) {
-        t.each(a.n, [&](int j) { z[j] = select(live, fma(alpha, vz[j], z[j]), z[j]); });
-        t.each(a.m, [&](int i) { nu[i] = select(live, fma(alpha, vnu[i], nu[i]), nu[i]); });
-        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
-    }
-    void recover(const V*, V* z_, V* nu_) {
-        t.each(a.n, [&](int j) { z_[j] = z[j]; });
-        t.each(a.m, [&](int i) { nu_[i] = nu[i]; });
-    }
-    V hard(int i) const {
-        V g = V(1);
-        if (i < a.p) {
-            g = V(0);
-            for (int j = 0; j < a.n; ++j) g = fma(V(a.G[size_t(i) * a.n + j]), V(a.G[size_t(i) * a.n + j]), g);
-        }
-        return V(T(Tuning<T>::hard_normal)) * kappa / select(g > V(0), g, V(1));
-    }
+    V hard(int i) const { return V(T(Tuning<T>::hard_normal)) * kappa / row_norm(i); }
 };
 
 // Null space of an A that the batch shares: z = A⁺b + Z u with A Z = 0 leaves n-m variables and no equality.
@@ -309,7 +241,7 @@ struct NullSpace {
 // The reduced problem is solved by Normal without equalities; this wraps it back into z and nu.
 template <class Tm, class V, class U>
 struct Reduced {
-    static constexpr bool proximal = false;  // (interior.h)
+    static constexpr bool proximal = false;
     const Tm& t;
     const Data<V, U>& a;     // the user's
     const NullSpace<U>& f;

@@ -67,7 +67,7 @@ struct SchurFactors {
 
 template <class Tm, class V, class U>
 struct Schur {
-    static constexpr bool proximal = false;  // (interior.h)
+    static constexpr bool proximal = false;
     const Tm& t;
     const Data<V, U>& a;
     const SchurFactors<U>& f;
@@ -76,7 +76,7 @@ struct Schur {
     V *F, *iF;                       // M + W = F F'
     V *y, *v0, *z0, *nu0, *w, *wm;   // multipliers of the rows; G z, z, nu at y = 0; scratch
     V *W;
-    V unit, unit_dual, stationarity, scale_dual, aim = V(0);
+    V unit, unit_dual, stationarity, aim = V(0);
 
     Schur(const Tm& team, const Data<V, U>& data, const SchurFactors<U>& factors) : t(team), a(data), f(factors) {}
 
@@ -150,7 +150,6 @@ struct Schur {
             y[i] = x.lam[k];
         });
         stationarity = V(0);
-        scale_dual = V(1);
     }
     void row_values(V* v) {
         t.each(a.p, [&](int i) { v[i] = V(0); });
@@ -173,8 +172,8 @@ struct Schur {
         t.each(a.p, [&](int i) { dt[i] = W[i] * (dy[i] - e[i]); });
     }
     template <class M>
-    void advance(M live, V alpha, V, const V* dy) {
-        t.each(a.p, [&](int i) { y[i] = select(live, fma(alpha, dy[i], y[i]), y[i]); });
+    void advance(M live, V, V dual_step, const V* dy) {
+        t.each(a.p, [&](int i) { y[i] = select(live, fma(dual_step, dy[i], y[i]), y[i]); });
     }
     void recover(const V* yy, V* z, V* nu) {
         t.each(a.n, [&](int j) { w[j] = -a.q[j]; });
@@ -190,6 +189,7 @@ struct Schur {
         }
         finish(rz, yy, z, nu);
     }
+    void find_unit() {}
     // weight of an active row in the polish: W relative to M
     V hard(int i) const {
         const V g = V(f.M[size_t(i) * a.p + i]);

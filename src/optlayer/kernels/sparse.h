@@ -8,6 +8,7 @@
 // multipliers that refinement finds are the nearest ones to where it starts.
 #pragma once
 #include "ldl.h"
+#include "system.h"
 #include "verdict.h"
 
 namespace optlayer {
@@ -133,33 +134,30 @@ struct SparseData {
 };
 
 template <class Tm, class V, class U>
-struct SparseSystem {
-    const Tm& t;
-    const SparseData<V, U>& a;
-    Ldl<V> ldl{};
+struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U>> {
+    using Base = PointSystem<SparseSystem, Tm, V, SparseData<V, U>>;
     using T = scalar_of<V>;
     using S = Tuning<T>;
-    static constexpr bool proximal = true;  // R is a proximal term: where it is, dependent rows do no harm (interior.h)
+    using Base::t, Base::a, Base::z, Base::nu, Base::y, Base::rd, Base::rp, Base::vz, Base::vnu;
+    using Base::unit, Base::unit_dual, Base::stationarity, Base::most_dual, Base::kappa;
+    static constexpr bool proximal = true;
+    Ldl<V> ldl{};
 
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
     V *diagonal, *solution;                // scratch in the order of elimination
     V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
-    V *z, *nu, *y, *rd, *rp, *vz, *vnu;
-    V unit, unit_dual, stationarity, scale_dual, kappa;
-    V aim = V(T(0));         // what lam∘s shall be at the end: of a relaxed problem not zero
     bool predicted = false;
     void (*pause)() = nullptr;  // called before a factorisation; may throw
 
-    SparseSystem(const Tm& team, const SparseData<V, U>& data) : t(team), a(data) {}
+    SparseSystem(const Tm& team, const SparseData<V, U>& data) : Base(team, data) {}
 
     void place(Arena& keep, Arena& work) {
-        const int n = a.n, N = a.pattern->order();
+        const int N = a.pattern->order();
         ldl.place(*a.pattern->kkt, keep, work);
         W = keep.take<V>(a.rows()), R = keep.take<V>(N);
         diagonal = work.take<V>(N), solution = work.take<V>(N), scale = work.take<V>(N), found = work.take<V>(N), residual = work.take<V>(N);
         rows = work.take<V>(a.rows());
-        z = work.take<V>(n), nu = work.take<V>(a.m), y = work.take<V>(a.rows());
-        rd = work.take<V>(n), rp = work.take<V>(a.m), vz = work.take<V>(n), vnu = work.take<V>(a.m);
+        Base::place(work);
     }
 
     // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter.
@@ -267,53 +265,12 @@ struct SparseSystem {
         t.each(s.order(), [&](int i) { solution[s.place[i]] = b[i]; });
         ldl.solve(solution);
     }
-    V row_norm(int i) const {  // squared
-        V g = V(T(0));
-        a.each_of_row(i, [&](int, V entry) { g = fma(entry, entry, g); });
-        return select(g > V(T(0)), g, V(T(1)));
-    }
-    V curvature() const { return t.sum(a.n, [&](int j) { return abs(a.curvature(j)); }) / V(T(a.n)); }
-
-    // A ridge-like start: rows are drawn to the point of their interval that is nearest to zero.
+    using Base::curvature, Base::advance, Base::recover;
+    static constexpr double least_norm = 0;
     void start(Sides<V>& x) {
-        const int n = a.n, rows = a.rows();
         unit = unit_dual = V(T(1));
         equilibrate();
-        V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
-        t.each(rows, [&](int i) {
-            x.d[i] = V(T(1)) / sqrt(row_norm(i));
-            x.v[i] = V(T(0));  // target: 0, moved into the interval
-            x.D[i] = V(T(0));
-        });
-        x.each(t, [&](int k, int i, V sg) {
-            const V over = sg * x.v[i] - x.h[k];
-            x.v[i] = select((x.on[k] > V(T(0))) & (over > V(T(0))), sg * x.h[k], x.v[i]);
-            x.D[i] = select(x.on[k] > V(T(0)), V(T(1)), x.D[i]);
-        });
-        const V far = t.max(rows, V(T(1)), [&](int i) { return abs(x.v[i]) * x.d[i]; });
-        kappa = curvature() + V(T(1e-2)) * qmax / far;
-        t.each(rows, [&](int i) {
-            x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
-            x.e[i] = -x.D[i] * x.v[i];
-        });
-        factor(x.D);
-        t.each(n, [&](int j) { rd[j] = -a.q[j]; });
-        t.each(a.m, [&](int i) { rp[i] = a.b[i]; });
-        kkt(rd, rp, x.e, z, nu, y, x.v);
-        unit = V(T(0));
-        x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
-        t.largest(unit);
-        const V pull = t.max(rows, V(T(0)), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
-        unit = max(max(max(unit, pull), V(T(1e-8))), sqrt(aim / kappa));
-        unit_dual = unit * kappa;
-        t.each(rows, [&](int i) { y[i] = V(T(0)); });
-        x.each(t, [&](int k, int i, V sg) {
-            const V s = max((x.h[k] - sg * x.v[i]) * x.d[i], unit);
-            x.s[k] = select(x.on[k] > V(T(0)), s / x.d[i], V(T(1)));
-            x.lam[k] = select(x.on[k] > V(T(0)), unit * unit_dual / s * x.d[i], V(T(0)));
-            y[i] = fma(sg, x.lam[k], y[i]);
-        });
-        scale_dual = max(qmax, unit_dual);
+        Base::start(x);
     }
 
     void row_values(V* v) {
@@ -324,7 +281,7 @@ struct SparseSystem {
         a.add_At(t, nu, rd);
         a.A_times(t, z, rp);
         t.each(a.m, [&](int i) { rp[i] = rp[i] - a.b[i]; });
-        stationarity = max(t.max(a.n, V(T(0)), [&](int j) { return abs(rd[j]); }) / scale_dual,
+        stationarity = max(t.max(a.n, V(T(0)), [&](int j) { return abs(rd[j]); }) / most_dual,
                            t.max(a.m, V(T(0)), [&](int i) { return abs(rp[i]); }));
         t.each(a.n, [&](int j) { rd[j] = -rd[j]; });
         t.each(a.m, [&](int i) { rp[i] = -rp[i]; });
@@ -335,16 +292,6 @@ struct SparseSystem {
         predicted = true;
     }
 
-    template <class M>
-    void advance(M live, V step, V dual_step, const V* dy) {
-        t.each(a.n, [&](int j) { z[j] = select(live, fma(step, vz[j], z[j]), z[j]); });
-        t.each(a.m, [&](int i) { nu[i] = select(live, fma(dual_step, vnu[i], nu[i]), nu[i]); });
-        t.each(a.rows(), [&](int i) { y[i] = select(live, fma(dual_step, dy[i], y[i]), y[i]); });
-    }
-    void recover(const V*, V* z_, V* nu_) {
-        t.each(a.n, [&](int j) { z_[j] = z[j]; });
-        t.each(a.m, [&](int i) { nu_[i] = nu[i]; });
-    }
     // An equality with one variable holds exactly, as a bound does.
     template <class M> void keep_fixed(V* z_, M which) const {
         const Incidence& A = a.pattern->A;

@@ -49,6 +49,19 @@ OPTLAYER_CALL void keep_bounds(const Tm& t, const Sides<V>& x, Point<V>& out, M 
     });
 }
 
+// Whether Q has no negative curvature but rounding: its diagonal raised by a little of itself, so that units of variables
+// decide nothing, it has a Cholesky factor. (Where the diagonal is zero, the row must be.) K, inverse: scratch, n×n and n.
+template <class Tm, class D, class T>
+OPTLAYER_CALL bool is_convex(const Tm& t, const D& a, T* K, T* inverse, T allowed) {
+    const int n = a.n;
+    if (a.diagonal) return !(t.min(n, T(0), [&](int j) { return a.Q[j]; }) < T(0));
+    t.each_lower(n, [&](int i, int j) {
+        const T q = a.Q[size_t(j) * n + i];
+        K[size_t(j) * n + i] = i != j ? q : q > T(0) ? fma(allowed, q, q) : a.Q_largest(j) > T(0) ? q : T(1);
+    });
+    return !t.cholesky(n, K, n, inverse, T(0));
+}
+
 template <class Tm, class V, class U, class D = Data<V, U>>
 struct Verdict {
     const Tm& t;
@@ -313,15 +326,19 @@ struct Verdict {
         return select(rows_lost(), larger(worst, V(1)), worst);
     }
     V terms_of(int j) const { return a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu); }
-    // Whether rounding the terms of a row may hide more than `most_of_sides` of the largest side, in units of the rows.
+    // The largest of what each side, of a row, and each equality have, in units of the rows.
+    template <class R, class E> OPTLAYER_CALL V largest_of(R&& side, E&& equality) const {
+        V top = V(0);
+        x.each(t, [&](int k, int i, V) { top = larger(top, x.on[k] * relative(side(k, i), a.row_largest(i))); });
+        t.largest(top);
+        return t.max(a.m, top, [&](int i) { return relative(equality(i), a.A_largest(i)); });
+    }
+    V largest_side() const {
+        return largest_of([&](int k, int) { return abs(x.h[k]); }, [&](int i) { return abs(a.b[i]); });
+    }
+    // Whether rounding the terms of a row may hide more than `most_of_sides` of the largest side.
     OPTLAYER_CALL auto rows_lost() {
-        V hidden = V(0), level = V(0);
-        const auto look = [&](V on, V terms, V side, V unit) {
-            hidden = larger(hidden, on * relative(terms, unit)), level = larger(level, on * relative(side, unit));
-        };
-        t.each(a.m, [&](int i) { look(V(1), a.A_size(i, out.z), abs(a.b[i]), a.A_largest(i)); });
-        x.each(t, [&](int k, int i, V) { look(x.on[k], a.row_size(i, out.z), abs(x.h[k]), a.row_largest(i)); });
-        t.largest(hidden), t.largest(level);
+        const V level = largest_side(), hidden = largest_of([&](int, int i) { return a.row_size(i, out.z); }, [&](int i) { return a.A_size(i, out.z); });
         return (level > V(0)) & (noise * hidden > most_of_sides * level);
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
@@ -345,10 +362,7 @@ struct Verdict {
     }
     // The largest variable, or distance of a row from zero. (Of a cone any size is as good.)
     V farthest() const {
-        V sides = V(0);
-        x.each(t, [&](int k, int i, V) { sides = larger(sides, x.on[k] * relative(abs(x.h[k]), a.row_largest(i))); });
-        t.largest(sides);
-        sides = t.max(a.m, sides, [&](int i) { return relative(abs(a.b[i]), a.A_largest(i)); });
+        const V sides = largest_side();
         return t.max(a.n, select(sides > V(0), sides, V(1)), [&](int j) { return abs(out.z[j]); });
     }
     // How much of any entry of stationarity the multiplier of side k makes up.
