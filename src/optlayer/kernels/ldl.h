@@ -3,7 +3,7 @@
 // Over a value type V: a scalar, or a Pack whose lanes are matrices of the same pattern. Each entry is the same sequence
 // of operations in both: the bits of a member do not depend on what lies beside it.
 #pragma once
-#include "pack.h"
+#include "tuning.h"
 
 namespace optlayer {
 
@@ -36,8 +36,6 @@ template <class V> struct Rows { using Unit = V; static constexpr int step = 1; 
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__) || defined(__SSE2__)
 template <> struct Rows<double> { using Unit = Pack<double, native_width<double>>; static constexpr int step = native_width<double>; };
 #endif
-constexpr int loose = 3;  // rows that are quicker one by one than in a part of a register: what was just written piece by piece
-                        // waits for the memory when it is read as a whole
 // A register of rows: a full one, or its first `count`.
 template <class Unit, bool full, class V> OPTLAYER_INLINE Unit load_rows(const V* p, int count) {
     if constexpr (std::is_same<Unit, V>::value) return *p;
@@ -108,7 +106,7 @@ OPTLAYER_NOINLINE void subtract_product(int rows, int columns, int depth, const 
     for (; r + step <= rows; r += step)
         subtract_rows<Unit, 1, true>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
     if constexpr (step > 1) {
-        if (rows - r > loose)
+        if (rows - r > loose_rows)
             return subtract_rows<Unit, 1, false>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r), rows - r);
         for (; r < rows; ++r) subtract_rows<V, 1, true>(columns, depth, left + r, ld, right, ld_right, to(r), ld_target, places(r));
     }
@@ -209,7 +207,7 @@ struct Ldl {
             int r = c;
             for (; r + step <= high; r += step)
                 detail::subtract_block<Unit, 1, 1, true>(depth, left + r, height, right + c, count, to, ld, rows + r, step);
-            if (high - r > detail::loose) {
+            if (high - r > loose_rows) {
                 detail::subtract_block<Unit, 1, 1, false>(depth, left + r, height, right + c, count, to, ld, rows + r, high - r);
                 continue;
             }
@@ -265,7 +263,7 @@ struct Ldl {
         constexpr int step = detail::Rows<V>::step;
         int r = C;
         for (; r + step <= height; r += step) below<Unit, C, true>(block + r, ld, a, inv, step);
-        if (height - r > detail::loose) return below<Unit, C, false>(block + r, ld, a, inv, height - r);
+        if (height - r > loose_rows) return below<Unit, C, false>(block + r, ld, a, inv, height - r);
         for (; r < height; ++r) below<V, C, true>(block + r, ld, a, inv, 1);
     }
     template <class Unit, int C, bool full>
@@ -301,7 +299,7 @@ struct Ldl {
         const int* rows = p.rows + p.rows_at[s];
         V *mine = x_ + first, *far = x + p.size;
         if (count) {
-            const bool whole = !is_pack<V> && parts > 1 && count > detail::loose;
+            const bool whole = !is_pack<V> && parts > 1 && count > loose_rows;
             for (int i = 0; whole && i < count; i += parts) {
                 const int some = count - i < parts ? count - i : parts;
                 Partial::gather_first(reinterpret_cast<const T*>(x_), rows + i, some).store_first(reinterpret_cast<T*>(far) + i, some);

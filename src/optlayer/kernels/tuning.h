@@ -14,6 +14,10 @@ constexpr int by_pattern_from = 100;
 // Ratio of two variables' curvatures below which it is their units that stop the active set of the first rung. [families]
 constexpr double even_units = 1e-8;
 
+// Rows of a sparse panel that are quicker one by one than in a part of a register: what was just written piece by piece waits
+// for the memory when it is read as a whole. [benchmarks/sparse.py]
+constexpr int loose_rows = 3;
+
 template <class T> struct Tuning;
 
 template <> struct Tuning<double> {
