@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "interrupt.h"
-#include "kernels/solver.h"
+#include "ladder.h"
 #include "memory.h"
 #include "rescue.h"
 #include "sparse.h"
@@ -41,40 +41,6 @@ int bound_variable(const Args& g, int i) {
         found = j;
     }
     return found >= 0 && row[found] - row[found] == T(0) ? found : -1;
-}
-
-// Multiply-adds of an interior-point iteration, and a tenth of what is done once: the cheapest elimination.
-inline Method cheapest_elimination(const Plan& p, bool definite) {
-    const double n = p.n, m = p.m, r = p.p, R = p.rows(), k = n - m, dual = m + r, never = 1e300;
-    const bool only_rows = p.p > 0 && p.bounds == 0;
-    const double once = p.shared ? 0 : ((p.diagonal ? 0 : n * n * n / 6 + n * n * dual / 2) + n * dual * dual / 2) / 10;
-    const double dense_n = p.diagonal && r == 0 ? 0 : n * n * n / 6 + m * n * n / 2;
-    double cost[5] = {0};
-    cost[SCHUR] = only_rows && definite ? r * r * r / 6 + 3 * r * r + once : never;
-    cost[NORMAL] = dense_n + r * n * n / 2 + m * m * n / 2 + m * m * m / 6 + 2 * (n * n + n * R + n * m);
-    cost[DIAGONAL] = p.diagonal && definite && r > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : never;
-    cost[NULL_SPACE] = p.shared && m > 0 && k > 0 ? R * k * k / 2 + k * k * k / 6 + 3 * n * k + 3 * n * R / 2 : never;
-    Method best = NORMAL;
-    for (Method x : {SCHUR, DIAGONAL, NULL_SPACE})
-        if (cost[x] < cost[best]) best = x;
-    return best;
-}
-
-// The active-set method forms all of M when it guesses from it, shares it, or would form most of its columns anyway.
-inline bool forms_whole(const Plan& p) {
-    const double R = p.rows(), k = p.n - p.m;
-    if (p.lanes > 1 || 2 * R <= 3 * k) return true;
-    return p.shared ? R * R <= 4e6 : 0.7 * k >= 0.5 * R;
-}
-
-// Worth M⁻¹: the batch shares it, and members are to guess (active.h).
-inline bool inverts(const Plan& p) { return p.lanes == 1 && p.rows() >= 24 && p.rows() <= p.n - p.m; }
-
-inline bool possible(const Plan& p, Method x) {
-    if (x == SCHUR) return p.p > 0 && p.bounds == 0;
-    if (x == DIAGONAL) return p.diagonal && p.p > 0;
-    if (x == NULL_SPACE) return p.shared && p.m > 0 && p.m < p.n;
-    return x == NORMAL || x == ACTIVE;
 }
 
 // ---- what the batch shares -----------------------------------------------------------------------------------------
@@ -311,13 +277,10 @@ class Call {
 
     void choose(Method wanted, bool definite) {
         if (g.given) plan.method = NORMAL;  // (of any rank, and one factor is enough)
-        else if (wanted != AUTO && possible(plan, wanted)) plan.method = wanted;
+        else if (work_of(wanted, plan) < never) plan.method = wanted;
         else plan.method = definite && g.polish && !relaxed() ? ACTIVE : cheapest_elimination(plan, definite);
         if (!twice && plan.method != ACTIVE) plan.method = AUTO, plan.shared = false;
-        // several QPs to a register while they are tiny; not by the batch, which must not change a member's bits
-        const bool tiny = plan.n <= 16 && plan.rows() <= 32 && plan.m <= 16;
-        const bool in_lanes = plan.method == ACTIVE || plan.method == NORMAL;
-        plan.lanes = in_lanes && (g.lanes > 1 || (g.lanes == 0 && tiny)) ? native_width<T> : 1;
+        plan.lanes = methods[plan.method].lanes && (g.lanes > 1 || (g.lanes == 0 && tiny(plan))) ? native_width<T> : 1;
         plan.whole = forms_whole(plan);
         measure(plan);
         g.lanes = plan.lanes;
@@ -375,7 +338,7 @@ class Call {
         if (solving && g.keep) allocate_factor();
         if (plan.shared && (solving || header)) {
             share(task);
-            if (solving && shared.bad && (plan.method == ACTIVE || plan.method == SCHUR)) {  // not strictly convex
+            if (solving && shared.bad && methods[plan.method].proves) {  // not strictly convex
                 choose(AUTO, false);
                 if (header) Blocks::give(at(0) - before), header = nullptr, allocate_factor();
                 if (plan.shared) share(task);
@@ -440,7 +403,7 @@ class Call {
     Way try_others(int64_t k, char* work) {
         const auto ended = [&] { return settled(status(k)) && !(status(k) == PRIMAL_INFEASIBLE && g.closest); };
         if (ended()) {
-            if (proves_convexity(plan.method) || relaxed() || convex(k)) return Way::GROUP;
+            if (methods[plan.method].proves || relaxed() || convex(k)) return Way::GROUP;
             return status(k) = NOT_CONVEX, Way::DATA;
         }
         if (!valid(k)) return reject(k), Way::DATA;
@@ -514,9 +477,6 @@ class Call {
         }
         return g.batch;
     }
-
-    // A stationary point is a minimum only of a convex problem. These methods have factored Q; the others take any.
-    static bool proves_convexity(Method x) { return x == ACTIVE || x == SCHUR; }
 
     bool convex(int64_t k) {
         if (g.Q.stride || !twice) return is_convex(g, k);

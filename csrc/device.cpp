@@ -1,5 +1,6 @@
 // Plans a call for a GPU: which elimination, and how much room it takes. Sizes alone are read, no data, no device.
 #include "kernels/device.h"
+#include "ladder.h"
 
 #if defined(_WIN32)
 #define OPTLAYER_API extern "C" __declspec(dllexport)
@@ -35,19 +36,6 @@ template <class Value> struct Nobody {
     void symv_lower(int, const V*, int, const V*, V*) const {}
 };
 
-// Multiply-adds of an iteration, as in the CPU's cost model; without data there are no found bounds or diagonals.
-// `many`: of threads; one alone knows the normal equations only.
-Method choose(const Args& g, bool bounds, bool shared, bool many) {
-    const double n = g.n, m = g.m, p = g.p, dual = m + p;
-    const double once = shared ? 0 : ((g.diagonal ? 0 : n * n * n / 6 + n * n * dual / 2) + n * dual * dual / 2) / 10;
-    const double dense_n = g.diagonal && g.p == 0 ? 0 : n * n * n / 6 + m * n * n / 2;
-    const double schur = g.p > 0 && !bounds && many ? p * p * p / 6 + 3 * p * p + once : 1e300;
-    const double normal = dense_n + p * n * n / 2 + m * m * n / 2 + m * m * m / 6 + 2 * (n * n + n * p + n * m);
-    const double diagonal = g.diagonal && g.p > 0 ? dual * dual * n / 2 + dual * dual * dual / 6 + 2 * n * dual : 1e300;
-    if (schur <= normal && schur <= diagonal) return SCHUR;
-    return diagonal < normal ? DIAGONAL : NORMAL;
-}
-
 // Matrices that every iteration writes and reads.
 int64_t hot_items(const Args& g, Method method, bool shared) {
     const int64_t n = g.n, m = g.m, p = g.p;
@@ -59,10 +47,10 @@ int64_t hot_items(const Args& g, Method method, bool shared) {
 template <class T> void plan(const Args& g, const DeviceLimits& limits, DevicePlan& d) {
     d.lower = g.lb.data != nullptr, d.upper = g.ub.data != nullptr, d.keep = g.keep;
     const bool shared = !g.Q.stride && !g.G.stride && !g.A.stride;
-    const bool forced = (g.method == SCHUR && d.threads > 1) || g.method == NORMAL || g.method == DIAGONAL;
-    d.method = forced ? g.method : choose(g, d.lower || d.upper, shared, d.threads > 1);
+    const unsigned offered = 1u << NORMAL | 1u << DIAGONAL | unsigned(d.threads > 1) << SCHUR;  // (a thread alone knows few)
+    d.shared_bytes = shared;  // measured next
+    d.method = offered >> g.method & 1 ? g.method : cheapest_elimination(d.plan(g, AUTO), true, offered);
     if (shared) {
-        d.shared_bytes = 1;  // yes; measured next
         const Plan p = d.plan(g, Method(d.method));
         Arena block;
         block.align = 16;
