@@ -91,7 +91,7 @@ struct Shared {
 enum class Task { SOLVE, ADJOINT, REBUILD };  // REBUILD: the derivative, with the factors made anew
 
 // One layout for the solve, the derivative and the measuring of both (work_at == nullptr: only measure).
-// converged: of each lane, whether its derivative was found.
+// converged: of each lane, whether its derivative was found, or can be found with the kept factor.
 template <class V, class U>
 void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared, int64_t first, Arena& keep, Arena& work, Task task,
                bool* converged) {
@@ -111,9 +111,9 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
     }
     auto& a = group.a;
     auto finish = [&](auto& system, auto bad) {
-        if (!adjoint) return group.solve(system, work, bad);
-        group.adjoint(system, work, task == Task::REBUILD);
-        if (!measure) std::copy_n(group.converged, lanes_of<V>, converged);
+        if (!adjoint) group.solve(system, work, bad);
+        else group.adjoint(system, work, task == Task::REBUILD);
+        if (!measure && converged) std::copy_n(group.converged, lanes_of<V>, converged);
     };
     auto bad = V(0) > V(1);  // no lane
     if (p.method == ACTIVE) {
@@ -355,17 +355,17 @@ class Call {
         over_threads(workers, count, chunk, room, Interruptible(expected), [&](int64_t i, char* work) {
             const int64_t first = i * plan.lanes, last = std::min<int64_t>(first + plan.lanes, g.batch);
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
+            bool converged[Lanes::width] = {}, usable = false;
             if (solving) {
-                dispatch(plan, first, keep, Arena(work), task, nullptr);
+                dispatch(plan, first, keep, Arena(work), task, converged);
                 for (int64_t k = first; k < last; ++k) {
-                    const bool by_first = status(k) == SOLVED;
+                    const bool by_first = status(k) == SOLVED && converged[k - first];
                     if (twice) climb(k, work);
                     if (flags) flags[k] = by_first && status(k) == SOLVED;
                     unsolved += !derivable(status(k));
                 }
                 return;
             }
-            bool converged[Lanes::width] = {}, usable = false;
             for (int64_t k = first; flags && k < last; ++k) usable |= flags[k];
             if (usable) dispatch(plan, first, keep, Arena(work), task, converged);
             for (int64_t k = first; k < last; ++k) differentiate(k, work, flags && flags[k] && converged[k - first]);

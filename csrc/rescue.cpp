@@ -37,6 +37,10 @@ struct Model {  // rows of Q, G and A are contiguous
     double side(int k) const { return k < p ? h[k] : k < 2 * p ? -h_lower[k - p] : k < 2 * p + n ? -lb[k - 2 * p] : ub[k - 2 * p - n]; }
     int row_of(int k) const { return k < p ? k : k < 2 * p ? k - p : k < 2 * p + n ? p + k - 2 * p : p + k - 2 * p - n; }
     double sign(int k) const { return k < p || k >= 2 * p + n ? 1 : -1; }
+    // Bounds that are equal though neither has a multiplier; k is the upper one. (Rows without room are equalities.)
+    bool idle_equality(int k, const Numbers& lam) const {
+        return k >= 2 * p + n && ub[k - 2 * p - n] == lb[k - 2 * p - n] && lam[k] == 0 && lam[k - n] == 0;
+    }
 };
 
 struct Answer {
@@ -276,7 +280,7 @@ class Scaled {
         nothing();
         const double c = proof ? 1 : objective;
         for (int j = 0; j < n; ++j) *at(g.z, j) = found.z[j] * D[j];
-        for (int i = 0; i < model.m; ++i) *at(g.nu, equalities[i]) = found.nu[i] * F[i] / c;
+        for (int i = 0; i < model.m; ++i) put_equality(i, found.nu[i] < 0, {&g.nu, multipliers()}, found.nu[i] * F[i] / c);
         for (int i = 0; i < model.p; ++i) {
             *at(g.lam, rows[i]) = found.lam[i] * E[i] / c;
             if (g.lam_lower.data) *at(g.lam_lower, rows[i]) = found.lam[model.p + i] * E[i] / c;
@@ -338,7 +342,11 @@ class Scaled {
         Answer found;
         found.z.resize(n), found.nu.resize(model.m), found.lam.resize(model.sides());
         for (int j = 0; j < n; ++j) found.z[j] = *at(g.z, j) / D[j];
-        for (int i = 0; i < model.m; ++i) found.nu[i] = *at(g.nu, equalities[i]) * objective / F[i];
+        for (int i = 0; i < model.m; ++i) {
+            const Equality& e = equalities[i];
+            const double nu = e.of_A ? *at(g.nu, e.row) : part(e.upper, true, 0, multipliers()) - part(e.lower, false, 0, multipliers());
+            found.nu[i] = nu * objective / F[i];
+        }
         for (int i = 0; i < model.p; ++i) {
             found.lam[i] = *at(g.lam, rows[i]) * objective / E[i];
             found.lam[model.p + i] = g.lam_lower.data ? *at(g.lam_lower, rows[i]) * objective / E[i] : 0;
@@ -351,7 +359,7 @@ class Scaled {
     void load_rhs(Numbers& rz, Numbers& rnu, Numbers& rk) const {
         rz.assign(n, 0), rnu.assign(model.m, 0), rk.assign(model.sides(), 0);
         for (int j = 0; j < n && g.r_z.data; ++j) rz[j] = *at(g.r_z, j) * objective * D[j];
-        for (int i = 0; i < model.m && g.r_nu.data; ++i) rnu[i] = *at(g.r_nu, equalities[i]) * F[i];
+        for (int i = 0; i < model.m; ++i) rnu[i] = of_equality(i, {&g.r_nu, {&g.r_lam, &g.r_lower, &g.r_lb, &g.r_ub}}) * F[i];
         for (int i = 0; i < model.p; ++i) {
             if (g.r_lam.data) rk[i] = *at(g.r_lam, rows[i]) * E[i];
             if (g.r_lower.data) rk[model.p + i] = *at(g.r_lower, rows[i]) * E[i];
@@ -369,7 +377,7 @@ class Scaled {
         };
         clear(g.v_lam, g.p), clear(g.v_lower, g.p), clear(g.v_nu, g.m), clear(g.v_lb, n), clear(g.v_ub, n);
         for (int j = 0; j < n; ++j) *at(g.v_z, j) = v.z[j] * D[j];
-        for (int i = 0; i < model.m; ++i) *at(g.v_nu, equalities[i]) = v.nu[i] * F[i] / objective;
+        for (int i = 0; i < model.m; ++i) put_equality(i, pulls_down(i), {&g.v_nu, {&g.v_lam, &g.v_lower, &g.v_lb, &g.v_ub}}, v.nu[i] * F[i] / objective);
         for (int i = 0; i < model.p; ++i) {
             *at(g.v_lam, rows[i]) = v.lam[i] * E[i] / objective;
             if (g.v_lower.data) *at(g.v_lower, rows[i]) = v.lam[model.p + i] * E[i] / objective;
@@ -385,7 +393,11 @@ class Scaled {
         if (!g.v_least.data) return;
         for (int j = 0; j < n; ++j) *at(g.v_least, j) = w[j] * D[j] / objective;
         for (int i = 0; i < model.p; ++i) *at(g.v_least, n + rows[i]) = tau[i] * E[i];
-        for (int i = 0; i < model.m; ++i) *at(g.v_least, n + g.p + equalities[i]) = tau[model.p + i] * F[i];
+        for (int i = 0; i < model.m; ++i) {
+            const Equality& e = equalities[i];
+            const bool down = pulls_down(i);
+            *at(g.v_least, n + (e.of_A ? g.p + e.row : e.side(down).row)) = tau[model.p + i] * F[i] / e.ratio(down);
+        }
     }
 
     const Args& g;
@@ -395,13 +407,25 @@ class Scaled {
     Numbers D, E, F;       // z = D ẑ; rows of G and A are times E, F
 
   private:
-    struct Owner {  // of a bound: the user's own (row -1), or a side of a row of G, whose coefficient has this size
+    struct Owner {  // of a side: the user's bound (row -1), or a side of a row of G, which is it times a number of this size
         int row = -1;
         bool below = false;
         double coefficient = 1;
     };
     struct Homes { const Tensor *rows, *below, *lb, *ub; };
-    std::vector<int> rows, equalities;  // of the user, that are rows of the model
+    struct Equality {  // a row of A, or a row of G that has no room between its sides, which may be those of parallel rows
+        int row;
+        bool of_A = true;
+        double value = 0;
+        Owner upper, lower;
+        const Owner& side(bool down) const { return down ? lower : upper; }
+        // its row of G over this one; the same of multipliers
+        double ratio(bool down) const { return of_A ? 1 : side(down).below == down ? side(down).coefficient : -side(down).coefficient; }
+        double factor(bool down) const { return of_A ? 1 : down ? -lower.coefficient : upper.coefficient; }
+    };
+    struct EqualityHomes { const Tensor* nu; Homes sides; };
+    std::vector<int> rows;  // of the user's G, that are rows of the model
+    std::vector<Equality> equalities;
     std::vector<Owner> lower_owner, upper_owner;
     Numbers low, high;                  // bounds in the user's units
     Numbers user_Q, user_below;
@@ -415,16 +439,30 @@ class Scaled {
     const Tensor& home(const Owner& o, bool upper, const Homes& of) const {
         return *(o.row >= 0 ? (o.below ? of.below : of.rows) : upper ? of.ub : of.lb);
     }
-    double value(bool upper, int j, const Homes& of) const {
-        const Owner& o = owner(upper, j);
+    double value(const Owner& o, bool upper, int j, const Homes& of) const {
         const Tensor& x = home(o, upper, of);
         return x.data ? *at(x, o.row >= 0 ? o.row : j) : 0;
     }
-    double bound(bool upper, int j, const Homes& of) const { return value(upper, j, of) * owner(upper, j).coefficient; }
-    void put(bool upper, int j, const Homes& to, double multiplier) const {
-        const Owner& o = owner(upper, j);
+    double part(const Owner& o, bool upper, int j, const Homes& of) const { return value(o, upper, j, of) * o.coefficient; }
+    void put(const Owner& o, bool upper, int j, const Homes& to, double multiplier) const {
         const Tensor& x = home(o, upper, to);
         if (x.data) *at(x, o.row >= 0 ? o.row : j) = multiplier / o.coefficient;
+    }
+    double value(bool upper, int j, const Homes& of) const { return value(owner(upper, j), upper, j, of); }
+    double bound(bool upper, int j, const Homes& of) const { return part(owner(upper, j), upper, j, of); }
+    void put(bool upper, int j, const Homes& to, double multiplier) const { put(owner(upper, j), upper, j, to, multiplier); }
+    // Of the sides of an equality the one with a multiplier stands for it.
+    bool pulls_down(int i) const { return !equalities[i].of_A && value(equalities[i].lower, false, 0, multipliers()) > 0; }
+    double of_equality(int i, const EqualityHomes& of) const {
+        const Equality& e = equalities[i];
+        const bool down = pulls_down(i);
+        if (!e.of_A) return value(e.side(down), !down, 0, of.sides) / e.factor(down);
+        return of.nu->data ? *at(*of.nu, e.row) : 0;
+    }
+    void put_equality(int i, bool down, const EqualityHomes& to, double multiplier) const {
+        const Equality& e = equalities[i];
+        if (e.of_A) *at(*to.nu, e.row) = multiplier;
+        else put(e.side(down), !down, 0, to.sides, down ? -multiplier : multiplier);
     }
     void put_bound(int j, bool upper, double multiplier) const { put(upper, j, multipliers(), multiplier); }
 
@@ -440,7 +478,7 @@ class Scaled {
         user_below.assign(g.p, -inf);
         if (g.h_lower.data) std::copy_n(at(g.h_lower), g.p, user_below.begin());
     }
-    // Zero rows go, rows of one entry become bounds where these are tighter.
+    // Zero rows go, rows of one entry become bounds where these are tighter, rows without room between their sides equalities.
     void settle_rows() {
         low.assign(n, -inf), high.assign(n, inf), lower_owner.resize(n), upper_owner.resize(n);
         if (g.lb.data) std::copy_n(at(g.lb), n, low.begin());
@@ -453,24 +491,62 @@ class Scaled {
         };
         for (int i = 0; i < g.p; ++i) {
             int j = -1;
-            const double* row = user_G + size_t(i) * n;
-            const int count = entries(row, j);
+            const int count = entries(G_row(i), j);
             if (count == 0) {
                 if (user_h[i] < 0 || user_below[i] > 0) bad_row = i;
             } else if (count == 1) {
-                const double c = row[j], size = std::abs(c);
-                const double up = c > 0 ? user_h[i] / c : user_below[i] / c, down = c > 0 ? user_below[i] / c : user_h[i] / c;
-                if (up < high[j]) high[j] = up, upper_owner[j] = {i, c < 0, size};
-                if (down > low[j]) low[j] = down, lower_owner[j] = {i, c > 0, size};
+                tighten(i, G_row(i)[j], low[j], high[j], lower_owner[j], upper_owner[j]);
             } else {
                 rows.push_back(i);
             }
         }
         for (int i = 0; i < g.m; ++i) {
             int j = -1;
-            if (entries(user_A + size_t(i) * n, j)) equalities.push_back(i);
+            if (entries(user_A + size_t(i) * n, j)) equalities.push_back({i, true, user_b[i], {}, {}});
             else if (user_b[i] != 0) bad_row = i, bad_equality = true;
         }
+        if (!(g.smoothing > 0)) join_rows();  // (whose sides are to have slacks)
+    }
+    const double* G_row(int i) const { return user_G + size_t(i) * n; }
+    // The sides of row i of G, which is `c` times what has these.
+    void tighten(int i, double c, double& down, double& up, Owner& lower, Owner& upper) const {
+        const double most = c > 0 ? user_h[i] / c : user_below[i] / c, least = c > 0 ? user_below[i] / c : user_h[i] / c;
+        if (most < up) up = most, upper = {i, c < 0, std::abs(c)};
+        if (least > down) down = least, lower = {i, c > 0, std::abs(c)};
+    }
+    // Rows that are parallel but for rounding, and of whose sides two leave no room but for rounding: an equality.
+    void join_rows() {
+        const double noise = Tuning<double>::noise(n);
+        const auto ratio = [&](const double* x, const double* y) {  // of y to x, or 0
+            double c = 0;
+            for (int j = 0; j < n; ++j) {
+                if ((x[j] != 0) != (y[j] != 0)) return 0.0;
+                if (c == 0 && x[j] != 0) c = y[j] / x[j];
+                if (std::abs(y[j] - c * x[j]) > Tuning<double>::parallel * std::abs(y[j])) return 0.0;
+            }
+            return c;
+        };
+        std::vector<int> left;
+        std::vector<bool> joined(rows.size(), false);
+        for (size_t k = 0; k < rows.size(); ++k) {
+            if (joined[k]) continue;
+            double down = -inf, up = inf;
+            Equality e{rows[k], false, 0, {}, {}};
+            std::vector<size_t> parallel;
+            for (size_t l = k; l < rows.size(); ++l) {
+                const double c = l == k ? 1 : joined[l] ? 0 : ratio(G_row(rows[k]), G_row(rows[l]));
+                if (c != 0) parallel.push_back(l), tighten(rows[l], c, down, up, e.lower, e.upper);
+            }
+            const double over = down - up, size = std::abs(down) + std::abs(up);
+            if (size < inf && over >= -noise * size && over <= g.tolerance * size) {
+                e.value = down / 2 + up / 2;
+                equalities.push_back(e);
+                for (size_t l : parallel) joined[l] = true;
+            } else {
+                left.push_back(rows[k]);
+            }
+        }
+        rows = left;
     }
 
     // Ruiz' scaling of the KKT matrix in powers of two: in every row and column the largest entry is near 1; and the objective
@@ -479,8 +555,11 @@ class Scaled {
         const int m = int(equalities.size()), p = int(rows.size());
         model.n = n, model.m = m, model.p = p;
         model.Q = user_Q, model.q.assign(user_q, user_q + n);
-        for (int i : rows) model.G.insert(model.G.end(), user_G + size_t(i) * n, user_G + size_t(i + 1) * n);
-        for (int i : equalities) model.A.insert(model.A.end(), user_A + size_t(i) * n, user_A + size_t(i + 1) * n);
+        for (int i : rows) model.G.insert(model.G.end(), G_row(i), G_row(i) + n);
+        for (const Equality& e : equalities) {
+            const double* row = e.of_A ? user_A + size_t(e.row) * n : G_row(e.row);
+            model.A.insert(model.A.end(), row, row + n);
+        }
         D.assign(n, 1), E.assign(p, 1), F.assign(m, 1);
         Numbers columns(n), d(n);
         constexpr int sweeps = 12;  // each halves the spread of the exponents
@@ -515,7 +594,7 @@ class Scaled {
         }
         model.h.resize(p), model.h_lower.resize(p), model.b.resize(m), model.lb.resize(n), model.ub.resize(n);
         for (int i = 0; i < p; ++i) model.h[i] = user_h[rows[i]] * E[i], model.h_lower[i] = user_below[rows[i]] * E[i];
-        for (int i = 0; i < m; ++i) model.b[i] = user_b[equalities[i]] * F[i];
+        for (int i = 0; i < m; ++i) model.b[i] = equalities[i].value * F[i];
         for (int j = 0; j < n; ++j) {  // between bounds that cross, the middle
             const double middle = low[j] / 2 + high[j] / 2;
             model.lb[j] = (crossed(j) ? middle : low[j]) / D[j], model.ub[j] = (crossed(j) ? middle : high[j]) / D[j];
@@ -599,6 +678,7 @@ struct Rung {
     double error(Answer& found) const {
         if (std::any_of(found.lam.begin(), found.lam.end(), [](double x) { return x < 0; })) return inf;
         Attempt<double> judge(model, 0);
+        if (g.single == 2) judge.loop.expect_rounded_data();
         double off = judge.judge(found);
         Answer zero = found;  // where rounding sees no more
         for (int j = 0; j < model.n; ++j)
@@ -618,20 +698,7 @@ struct Rung {
         for (int k = 0; k < model.sides(); ++k)
             if (found.lam[k] > 0 && !judge.holds(k, tolerance)) found.lam[k] = 0, idle = true;
         if (idle) off = judge.judge(found);
-        return objective_lost(found.z) ? std::max(off, tolerance) : off;
-    }
-    // Whether rounding hides all of the objective but a few digits: so far out along a direction that Q hardly feels.
-    bool objective_lost(const Numbers& z) const {
-        double curved = 0, linear = 0, terms = 0;
-        for (int i = 0; i < model.n; ++i) {
-            double sum = 0, size = 0;
-            for (int j = 0; j < model.n; ++j) {
-                const double term = model.Q[size_t(i) * model.n + j] * z[j];
-                sum += term, size += std::abs(term);
-            }
-            curved += z[i] * sum, linear += z[i] * model.q[i], terms += std::abs(z[i]) * size;
-        }
-        return Tuning<double>::noise(model.n) * terms > Tuning<double>::most_of_sides * (std::abs(curved) + std::abs(linear));
+        return judge.loop.loses_objective() ? std::max(off, tolerance) : off;
     }
 
     // The active set: SOLVED or PRIMAL_INFEASIBLE, stored; MAX_ITERATIONS: neither.
@@ -677,7 +744,7 @@ struct Rung {
             if (attempt.proves(proof, most) && !g.closest) {
                 found = attempt.answer(), verdict = PRIMAL_INFEASIBLE;
                 scaled.store(found, true);
-            } else if (off > tolerance) {
+            } else if (off >= tolerance) {
                 Answer other;
                 verdict = settle<V>(other);
                 if (verdict != MAX_ITERATIONS) found = other;
@@ -898,7 +965,7 @@ template <class V> bool derive_closest(const Rung& rung, const Scaled& scaled) {
     Numbers rz, rnu, rk, weight(model.sides(), 0.0);
     scaled.load_rhs(rz, rnu, rk);
     for (int k : f.sides) rnu.push_back(model.sign(k) * rk[k]), rk[k] = 0;
-    for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 ? inf : 0;
+    for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 || f.model.idle_equality(k, best.lam) ? inf : 0;
     for (int j = 0; j < n; ++j)  // the middle between bounds that cross moves with both
         if (scaled.crossed(j)) weight[2 * p + j] = weight[2 * p + n + j] = inf;
     Answer v;
@@ -957,6 +1024,7 @@ template <class V> bool derive(const Args& g, const Scaled& scaled) {
     const Answer point = scaled.recall();
     Numbers weight(model.sides(), 0.0);
     for (int k = 0; k < model.sides(); ++k) {
+        if (g.smoothing == 0 && model.idle_equality(k, point.lam)) weight[k] = inf;
         if (!(point.lam[k] > 0)) continue;
         weight[k] = inf;
         if (g.smoothing > 0) weight[k] = point.lam[k] * point.lam[k] / (g.smoothing * scaled.objective);  // lam/s with lam s = κ

@@ -83,16 +83,18 @@ class SparseCall {
         const int workers = int(std::min<int64_t>(std::max(g.threads, 1), groups));
         over_threads(workers, groups, 1, keep_bytes + work_bytes, watch, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
-            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task);
+            bool serves[Lanes::width] = {};  // the kept factor
+            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, serves);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
             for (int64_t k = i * p.lanes; k < last; ++k) {
                 int32_t& status = View<int32_t>(g.status).of(k)[0];
                 if (task == Task::SOLVE) {
                     if (status == ROUGH) status = SOLVED;  // (nobody can do better)
-                    if (status != SOLVED) judge_failure(k, room);
-                    if (header) flags()[k] = status == SOLVED;
+                    if (status != SOLVED) serves[k - i * p.lanes] = false, judge_failure(k, room);
+                    if (header) flags()[k] = serves[k - i * p.lanes];
                     unsolved += status != SOLVED;
                 } else if (status == SOLVED) {
+                    if (task == Task::ADJOINT && !flags()[k]) alone(k, room, Task::REBUILD);
                     const T mark = View<T>(g.v_z).of(k)[0];
                     unsolved += !(mark == mark);
                 }
@@ -181,15 +183,19 @@ class SparseCall {
 
     // ---- a group
 
-    void dispatch(int lanes, int64_t first, Arena& keep, Arena&& work, Task task) const { dispatch(lanes, first, keep, work, task); }
-    void dispatch(int lanes, int64_t first, Arena& keep, Arena& work, Task task) const {
-        if (lanes > 1 && p.shared) group<Lanes, T>(first, keep, work, task);
-        else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task);
-        else group<T, T>(first, keep, work, task);
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena&& work, Task task, bool* serves) const { dispatch(lanes, first, keep, work, task, serves); }
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena& work, Task task, bool* serves = nullptr) const {
+        if (lanes > 1 && p.shared) group<Lanes, T>(first, keep, work, task, serves);
+        else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task, serves);
+        else group<T, T>(first, keep, work, task, serves);
+    }
+    void alone(int64_t k, char* room, Task task) const {
+        Arena keep(room);
+        dispatch(1, k, keep, Arena(room + keep_bytes), task, nullptr);
     }
 
     template <class V, class U>
-    void group(int64_t first, Arena& keep, Arena& work, Task task) const {
+    void group(int64_t first, Arena& keep, Arena& work, Task task, bool* serves) const {
         Group<V, U, Solo<V>, SparseData<V, U>> group(g, p);
         SparseData<V, U>& a = group.a;
         a.n = g.n, a.m = g.m, a.p = g.p, a.bounds = p.bounds, a.pattern = &pattern;
@@ -218,6 +224,7 @@ class SparseCall {
         if (task != Task::SOLVE) return group.adjoint(system, work, task == Task::REBUILD);
         const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
         group.solve(system, work, !good);
+        if (serves) std::copy_n(group.converged, lanes_of<V>, serves);
         for (int l = 0; l < group.count; ++l)
             if (!lane(good, l)) View<int32_t>(g.status).of(group.member[l])[0] = NOT_CONVEX;
     }
@@ -250,8 +257,7 @@ class SparseCall {
             return;
         }
         if (p.lanes == 1 || status == NOT_CONVEX || g.given) return;  // (one alone has looked for proofs)
-        Arena keep(room);
-        dispatch(1, k, keep, Arena(room + keep_bytes), Task::SOLVE);
+        alone(k, room, Task::SOLVE);
         if (status == ROUGH) status = SOLVED;
     }
 };

@@ -201,9 +201,10 @@ class Draw:
 class HardDraw(Draw):
     """One batch of a kind of tests/hard.py."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, name: str | None = None) -> None:
         rng = np.random.default_rng(seed)
-        self.name = str(rng.choice(sorted(hard.KINDS)))
+        chosen = str(rng.choice(sorted(hard.KINDS)))
+        self.name = name or chosen
         size = int(rng.choice([2, 3, 4, 6, 9, 16, 25], p=[0.1, 0.2, 0.2, 0.2, 0.15, 0.1, 0.05]))
         cases = [hard.KINDS[self.name](rng, size) for _ in range(BATCH)]
         self.data = {name: np.stack([case.data[name] for case in cases]) for name in cases[0].data}

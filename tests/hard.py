@@ -241,6 +241,28 @@ def dependent_equalities(r: Generator, n: int) -> Hard:
     return planted(r, definite(r, n), A=A, G=integers(r, n, n), active=n // 3)
 
 
+@kind
+def equalities_as_rows(r: Generator, n: int) -> Hard:
+    """Equalities, each as two opposite rows, the second one in units of its own: equal but for rounding."""
+    C, units = integers(r, max(1, n // 3), n) + 0.5, -(10 ** r.uniform(-3, 3, max(1, n // 3)))
+    case = planted(r, definite(r, n), G=integers(r, n, n), active=n // 3, box=True)
+    assert case.z is not None
+    value, multiplier = C @ case.z, integers(r, len(C))
+    G = np.concatenate([case.data["G"], C, units[:, None] * C])
+    h = np.concatenate([case.data["h"], value, units * value])
+    return Hard(case.data | {"G": G, "h": h, "q": case.data["q"] - C.T @ multiplier}, z=case.z)
+
+
+@kind
+def constant_potential(r: Generator, n: int) -> Hard:
+    """Laplacian of a weighted graph, q = 0, some nodes held at one value: but for rounding all forces cancel."""
+    W = np.triu(r.random((n, n)) * (r.random((n, n)) < 0.3), 1) + np.diag(r.uniform(0.3, 1, n - 1), 1)
+    W = W + W.T
+    held, value = r.permutation(n)[: max(1, n // 4)], r.standard_normal() * 10.0 ** r.integers(-4, 5)
+    data = {"Q": np.diag(W.sum(1)) - W, "q": np.zeros(n), "A": np.eye(n)[held], "b": np.full(len(held), value)}
+    return Hard(data, z=np.full(n, value))
+
+
 # --- contradictions -------------------------------------------------------------------------------------------------
 
 

@@ -80,14 +80,40 @@ def test_batches_of_each_kind_pass_the_oracle(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "seed",
-    [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9001790, 17001111, 17002461, 9002175, 7001674],
-)
+    [9000383, 9001058, 9001251, 9001330, 9001629, 9001728, 9001790, 17001111, 17002461, 9002175, 7001674, 9001708,
+     23000035, 27001459, 27000040, 27000216, 27000816],
+)  # fmt: skip
 def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
-    """Vertices at zero, rays that fall slowly, optimal faces without end, Q of float32 without full rank."""
-    draw = fuzz.draw(seed)
+    """Vertices at zero, rays that fall slowly, optimal faces without end, Q of float32 without full rank, rows that are
+    opposite but for rounding, minima of Q's own rounding."""
+    draw = fuzz.HardDraw(seed, "integer_ties") if seed % 3 == 2 and seed < 10**7 else fuzz.draw(seed)
     solution = solve(**draw.arguments(), backend="cpu", check=False)
-    verdicts = {fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)}
-    assert verdicts <= ({"right", "gave up"} if draw.single else {"right"})
+    assert {fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)} == {"right"}
+
+
+@pytest.mark.parametrize("form", ["equality", "row", "bound", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [3, 12, 40])
+def test_an_objective_without_forces(form: str, dtype: torch.dtype, n: int) -> None:
+    """A potential that is held from one side, or in the mean: the same everywhere, or zero where that is allowed. In
+    float32 rounding makes Q indefinite."""
+    for seed in range(8):
+        case = hard.constant_potential(np.random.default_rng([n, seed]), n)
+        A, b = torch.from_numpy(case.data["A"]), torch.from_numpy(case.data["b"])
+        low = torch.full((n,), -INF).double().masked_scatter(A.any(0), b)
+        forms: dict[str, dict[str, Tensor]] = {
+            "equality": {"A": A, "b": b}, "row": {"G": -A, "h": -b}, "bound": {"lb": low},
+            "mean": {"A": torch.ones(1, n).double(), "b": n * b[:1]},
+        }  # fmt: skip
+        data = {"Q": torch.from_numpy(case.data["Q"]), "q": torch.zeros(n).double(), **forms[form]}
+        solution = solve(**{name: x.to(dtype) for name, x in data.items()}, backend="cpu", check=False)
+        assert solution.status == Status.SOLVED
+        z, value = solution.z.double(), float(b[0])
+        close = 1e-4 if dtype == torch.float32 else 1e-9
+        assert float(z.max() - z.min()) <= close * float(z.abs().max())
+        assert float(z.min()) >= value - close * abs(value)
+        if form in ("equality", "mean"):
+            assert abs(float(z[0]) - value) <= close * abs(value)
 
 
 @pytest.mark.parametrize("n", [6, 20, 50])

@@ -176,15 +176,23 @@ def test_layouts_of_others(layout: str) -> None:
         assert torch.allclose(A.grad.to_dense()[mask], reference.grad[mask], atol=1e-8)
 
 
-def test_float32_is_solved_in_double() -> None:
-    dense = problem(7)
-    t = {key: Sparse.from_dense(x.float()) if len(key) == 1 and key in "QGA" else x.float() for key, x in dense.items()}
-    t = with_gradients(t)
-    s = solve(**t)
-    assert s.z.dtype is torch.float32
-    assert (s.z.double() - solve(**sparsely(dense)).z).abs().max() < 1e-5
-    s.z.sum().backward()
-    assert t["A"].values.grad.dtype is torch.float32
+@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize("same", [True, False])
+def test_float32_is_solved_and_differentiated_in_double(same: bool, batch: int) -> None:
+    """Every gradient is that of float64, whose data the same numbers are."""
+    single = {key: x.float() for key, x in problem(7, same=same, batch=batch).items()}
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        t = with_gradients(sparsely({key: x.to(dtype) for key, x in single.items()}))
+        s = solve(**t)
+        assert s.z.dtype is dtype
+        weights = torch.randn(s.z.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        (s.z * weights).sum().backward()
+        grads = {key: x.grad for key, x in tensors(t).items()}
+        assert all(x is not None and x.dtype is dtype for x in grads.values())
+        results.append({"z": s.z, **grads})
+    for key, x in results[1].items():
+        assert (results[0][key].double() - x).abs().max() < 1e-4 * (1 + x.abs().max()), key
 
 
 def test_a_dense_row_and_an_epigraph() -> None:

@@ -185,3 +185,40 @@ def test_errors_at_the_door() -> None:
         solve(Q, q, G, h_lower=torch.ones(3))
     with pytest.raises(TypeError, match=r"h_lower has dtype torch\.float64"):
         solve(Q, q, G, 1.0, h_lower=torch.ones(2).double())
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("n", [3, 30])
+def test_sides_without_room_are_equalities_whether_they_press_or_not(
+    backend: str, n: int, dtype: torch.dtype, sparse: bool
+) -> None:
+    """Where the objective is least on the row by itself, both multipliers are 0; z can leave it no more than else."""
+    if sparse and backend != "cpu":
+        pytest.skip("a way of the CPU")
+    g = torch.Generator().manual_seed(n)
+    row, z = torch.randint(1, 4, (1, n), generator=g).double(), torch.randint(-8, 9, (n,), generator=g).double() / 8
+    pull = torch.tensor([0.0, 1, 0, -2, 0, 0, 0, 1, 0, 0, 0], dtype=F64)  # multipliers of the members' equality
+    Q: Any = torch.eye(n, dtype=dtype) * 2
+    above = torch.randn(len(pull), n, generator=g).to(dtype)
+
+    def gradients(**equality: Any) -> list[Tensor]:
+        fixed = equality.get("lb")
+        rows = row if fixed is None else torch.eye(n).double()[:1]
+        q = (-2 * z - pull[:, None] * rows).to(dtype).requires_grad_()
+        value = equality.pop("value").clone().requires_grad_()
+        given = {name: value if x is None else x for name, x in equality.items() if name != "lb"}
+        if fixed is not None:
+            others = torch.full((n - 1,), 9.0)
+            given |= {"lb": torch.cat([value, -others]), "ub": torch.cat([value, others])}
+        sol = solve(Q.to_sparse_csr() if sparse else Q, q, **given, backend=backend)
+        assert sol.status.max() == 0
+        return list(torch.autograd.grad(sol.z, [q, value], above))
+
+    A, first, value, start = row.to(dtype), torch.eye(n, dtype=dtype)[:1], (row @ z).to(dtype), z[:1].to(dtype)
+    close = {"atol": 1e-9 if dtype == F64 else 1e-4, "rtol": 1e-9 if dtype == F64 else 1e-4}
+    if backend != "daqp":  # (which gets the rows twice)
+        made, right = gradients(G=A, h=None, h_lower=None, value=value), gradients(A=A, b=None, value=value)
+        torch.testing.assert_close(made, right, **close)
+    made, right = gradients(lb=True, value=start), gradients(A=first, b=None, value=start)
+    torch.testing.assert_close(made, right, **close)

@@ -122,7 +122,8 @@ def residuals(
         return (found <= FINE) & (share(off, left, full, torch.zeros_like(rounded)) > FINE) & (off > FINE * left)
 
     unit = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
-    level = largest(unit * left)
+    # without a linear term every point is a solution that Q does not feel: there its own terms count
+    level = largest(unit * torch.where((q == 0).all(-1, keepdim=True), mul_Q(sizes, size), left))
     # without an objective of its own, and beside the largest forces no more than their rounding: zero
     of_step = (step > 0) & (step * full <= noise * largest(size * left).unsqueeze(-1))
     nothing = (q == 0) & torch.where(flat, of_step, unit * full <= noise * level.unsqueeze(-1))

@@ -123,11 +123,9 @@ def empty_point(problem: Problem, batch: int) -> Point:
 
 
 def place_point(keep: list[Tensor], point: Point) -> list[int]:
-    """Addresses and strides of the parts of a point, from z to the gap."""
-    z, rest, counts, residuals = point.z, point.rest, point.counts, point.residuals
-    if not (z.is_contiguous() and rest.is_contiguous() and counts.is_contiguous() and residuals.is_contiguous()):
-        z, rest, counts, residuals = copies = [x.contiguous() for x in (z, rest, counts, residuals)]
-        keep += copies
+    """Addresses and strides of the parts of a point, from z to the gap; keeps them alive."""
+    z, rest, counts, residuals = parts = [x.contiguous() for x in (point.z, point.rest, point.counts, point.residuals)]
+    keep += parts
     status, first, size = address(counts), address(residuals), rest.element_size()
     return [
         address(z), z.shape[1], *place_parts(rest, point.widths), 0, 0,
@@ -146,12 +144,12 @@ def place_parts(rows: Tensor, widths: Sequence[int]) -> list[int]:
 
 
 def place_rows(keep: list[Tensor], tensors: Sequence[Tensor]) -> list[int]:
-    """Addresses and strides of tensors (batch, width)."""
+    """Addresses and strides of tensors (batch, width); keeps them alive, for they may be copies of the caller's."""
     places: list[int] = []
     for tensor in tensors:
         if tensor.is_neg() or not tensor.is_contiguous():
             tensor = tensor.resolve_neg().contiguous()
-            keep.append(tensor)
+        keep.append(tensor)
         width = tensor.shape[1]
         places += (address(tensor) if width else 0, width)
     return places

@@ -504,7 +504,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             system.factor(x.D);
         }
         const V error = judge();
-        out.solved = select(error <= V(tolerance), select(error <= exact, V(1), V(T(0.5))), zero);
+        out.solved = select(error <= V(tolerance), select((error <= exact) & !this->loses_objective(), V(1), V(T(0.5))), zero);
     }
 };
 

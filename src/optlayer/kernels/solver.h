@@ -62,7 +62,7 @@ struct Group {
     Point<V> out{};
     int64_t member[W];
     int count = 0;
-    bool converged[W];  // whether `adjoint` has found the derivative of each lane
+    bool converged[W];  // whether `adjoint` has found the derivative of each lane; after a solve: whether its factor serves
 
     Group(const Args& args, const Plan& p, const Tm& team = Tm()) : g(args), plan(p), t(team) {}
 
@@ -223,6 +223,22 @@ struct Group {
         });
     }
 
+    // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
+    // that the multipliers do not tell.
+    auto idle_equality(int k, const V* lam) const {
+        const int l = x.opposite(k);
+        const V both = l < 0 ? V(0) : x.on[k] * x.on[l];
+        return (both > V(0)) & (x.h[k] + x.h[l < 0 ? k : l] == V(0)) & (lam[k] + lam[l < 0 ? k : l] == V(0));
+    }
+    // The largest over a group of 1 where that is so.
+    V idle_equalities(const V* lam) const {
+        if (!(plan.below || (plan.lower && plan.upper))) return V(0);
+        V found = V(0);
+        x.each(t, [&](int k, int, V) { found = max(found, select(idle_equality(k, lam), V(1), V(0))); });
+        t.largest(found);
+        return found;
+    }
+
     // The tensors that a value of each side goes to.
     struct Homes { Tensor rows, below, lb, ub; };
 
@@ -355,7 +371,9 @@ struct Group {
     // h - G z; of a row that is a bound from whichever side it is.
     void store_slacks(const V* s) const { store_sides(s, {g.s, {nullptr, 0}, {nullptr, 0}, {nullptr, 0}}, false); }
 
-    void store_answer() const {
+    void store_answer() {
+        const V idle = idle_equalities(out.lam);
+        for (int l = 0; l < W; ++l) converged[l] = !(lane(idle, l) > T(0));
         store(out.z, g.z, plan.n);
         if (plan.m) store(out.nu, g.nu, plan.m);
         V* s = out.s;
@@ -483,9 +501,11 @@ struct Group {
         if (g.smoothing > 0)  // more exact than differences of rounded numbers; 0 where lb = ub
             t.each(S, [&](int k) { s[k] = select((lam[k] > V(0)) & (s[k] > V(0)), V(T(g.smoothing)) / lam[k], s[k]); });
         if (rebuild) {  // weights from the point alone
+            load_sides();
             zero(x.D, R);
             x.each(t, [&](int k, int i, V) {
-                x.weight[k] = min(lam[k] / max(s[k], V(T(Tuning<T>::least_slack))), system.hard(i));
+                const V weight = min(lam[k] / max(s[k], V(T(Tuning<T>::least_slack))), system.hard(i));
+                x.weight[k] = select(idle_equality(k, lam), system.hard(i), weight);
                 x.D[i] = x.D[i] + x.weight[k];
             });
             system.factor(x.D);

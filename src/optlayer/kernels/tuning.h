@@ -29,6 +29,7 @@ template <> struct Tuning<double> {
     static constexpr double fine = 1e-11, most_noise = 1e-3, most_of_sides = 1e-5;
     static constexpr double blurred = 1e-10;         // of the largest variable or side: what its own scale may excuse a row [bench, hard]
     static constexpr double noise(int terms) { return rounding * (8 + terms); }
+    static constexpr double parallel = 4 * rounding; // entries of two rows that are multiples of each other [fuzz]
     // The active-set method. A pivot of Q is safe above `safe` of the entry it came from, and above `zero` of the largest
     // one; a row is dependent below `dependent` of its own M_ii; violations up to `slack` are none. [fuzz]
     static constexpr double safe = 1e-11, zero = 1e-18, dependent = 1e-11, slack = 1e-13, block_pivot = 1e-13;
@@ -63,8 +64,8 @@ template <> struct Tuning<double> {
 };
 
 template <> struct Tuning<float> {
-    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 10, rounded = 1e-6f, blurred = 1e-6f;
-    static constexpr float noise(int) { return 2e-7f; }  // no more, and no `most_noise`: double can do better, and judges that
+    static constexpr float infinity = 1e37f, huge_pivot = 1e30f, rounding = 1.2e-7f, fine = 1e-6f, most_noise = 1e30f, most_of_sides = 10, rounded = 1e-6f, most_rounded = 1, blurred = 1e-6f;
+    static constexpr float noise(int) { return 2e-7f; }  // no more, and no `most_noise`: double can do better, and judges that by `rounded` and `most_rounded`
     // `rounded`: the noise of an answer that was found in double and rounded.
     // (What is not well conditioned is left to double.)
     static constexpr float safe = 1e-4f, zero = 1e-4f, dependent = 1e-5f, slack = 1e-6f, block_pivot = 1e-6f, invertible = 1e-4f;

@@ -77,7 +77,7 @@ struct Verdict {
     bool pairs = true;       // slacks and multipliers are judged pair by pair; false: by the gap alone
 
     Verdict(const Tm& team, const D& data, Sides<V>& sides, Point<V>& point)
-        : t(team), a(data), x(sides), out(point), noise(V(Tuning<T>::noise(data.n))) {}
+        : t(team), a(data), x(sides), out(point), noise(V(Tuning<T>::noise(data.n))), noise_of_forces(noise) {}
 
     void place(Arena& w) {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), row = w.take<V>(a.rows());
@@ -88,14 +88,20 @@ struct Verdict {
     static constexpr double suspect = 1e-9;  // relative: from here on what rounding may hide is looked at in full
     V force = V(0);
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
-    V noise;                 // of a sum, relative to its terms
+    V noise, noise_of_forces;  // of a sum, relative to its terms; of one of stationarity
     bool rounded = std::is_same<T, float>::value;  // every number is then known by itself
     V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
 
-    // The point holds float32's numbers, found in double.
+    // The data hold float32's numbers: a Q without full rank has some curvature, or none, by rounding.
+    void expect_rounded_data() {
+        using S = Tuning<float>;
+        noise_of_forces = V(T(S::rounded)), most_noise = V(T(S::most_rounded));
+    }
+    // And the point as well, found in double.
     void expect_rounded() {
         using S = Tuning<float>;
-        rounded = true, noise = V(T(S::rounded)), most_noise = V(T(S::most_noise)), most_of_sides = V(T(S::most_of_sides));
+        expect_rounded_data();
+        rounded = true, noise = V(T(S::rounded)), most_of_sides = V(T(S::most_of_sides));
     }
 
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
@@ -238,6 +244,17 @@ struct Verdict {
         if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
     }
 
+    // Whether rounding hides all of the objective but a few digits: so far out along a direction that Q hardly feels that it
+    // may as well have no end.
+    OPTLAYER_CALL auto loses_objective() {
+        t.each(a.n, [&](int j) { gd[j] = V(0); });
+        a.add_Qz(t, out.z, gd);
+        const auto total = [&](auto&& of) { return t.sum(a.n, of); };
+        const V curved = total([&](int j) { return out.z[j] * gd[j]; }), linear = total([&](int j) { return out.z[j] * a.q[j]; });
+        const V terms = total([&](int j) { return abs(out.z[j]) * a.Q_size(j, out.z); });
+        return noise_of_forces * terms > most_of_sides * (abs(curved) + abs(linear));
+    }
+
   private:
     // How large rounding may see a variable in the equality that knows it best; 0 where it is in none.
     V as_seen(int j) const {
@@ -263,12 +280,15 @@ struct Verdict {
             const V q = a.curvature(j);
             return select(q > V(0), V(1) / sqrt(q), V(1));
         };
-        V hidden = V(0), excused = V(0), own = V(0), level = t.max(n, V(0), [&](int j) { return unit(j) * size[j]; });
+        V hidden = V(0), excused = V(0), own = V(0);
+        // (Without a linear term every point is a solution that Q does not feel: there its own terms count.)
+        const auto linear = t.max(n, V(0), [&](int j) { return abs(a.q[j]); }) > V(0);
+        V level = t.max(n, V(0), [&](int j) { return unit(j) * (all(linear) ? size[j] : select(linear, size[j], a.Q_size(j, out.z))); });
         t.largest(level);
         V worst = t.max(n, V(0), [&](int j) {
             if constexpr (!D::has_units) {
                 if (!unsettled(j)) return share(abs(gd[j]), size[j]);
-                const V wanted = abs(gd[j]) / noise;
+                const V wanted = abs(gd[j]) / noise_of_forces;
                 if (a.stationarity_reaches(j, out.z, out.y, out.nu, wanted)) {  // no more than rounding
                     excused = larger(excused, unit(j) * wanted);
                     return V(0);
@@ -277,19 +297,19 @@ struct Verdict {
             const V terms = terms_of(j);
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
-            if constexpr (D::has_units) rounded = rounded + force / a.unit(j), own = larger(own, share(abs(gd[j]), size[j], terms, V(0)));
+            if constexpr (D::has_units) rounded = rounded + force / a.unit(j), own = larger(own, share(abs(gd[j]), size[j], terms, V(0), noise_of_forces));
             // without an objective of its own, and beside the largest forces no more than their rounding: zero
-            const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise * level);
-            return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded));
+            const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise_of_forces * level);
+            return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded, noise_of_forces));
         });
         t.largest(excused);
-        if (any(noise * excused > V(T(suspect)) * level))
+        if (any(noise_of_forces * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
         if constexpr (D::has_units) t.largest(own);
-        auto lost = noise * hidden > most_noise * level;
+        auto lost = noise_of_forces * hidden > most_noise * level;
         if constexpr (D::has_units)  // (where each entry is small beside its own terms, nothing was hidden)
-            lost = lost | ((own > V(T(Tuning<T>::fine))) & (noise * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); })));
+            lost = lost | ((own > V(T(Tuning<T>::fine))) & (noise_of_forces * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); })));
         lost = lost & !(x.soft > V(0));  // forces of least violation cancel altogether
         return select(lost, larger(worst, V(1)), worst);
     }
@@ -343,7 +363,7 @@ struct Verdict {
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
     // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
-    V share(V off, V left, V terms, V rounded) const {
+    static V share(V off, V left, V terms, V rounded, V noise) {
         return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
     // excused: the largest distance to a row, in units of the variables, that only a blurred point explains
@@ -354,8 +374,8 @@ struct Verdict {
             reach = larger(reach, off / noise);
             return V(0);
         }
-        const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred));
-        const auto blur = (result <= fine) & (share(off, left, terms, V(0)) > fine);
+        const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred), noise);
+        const auto blur = (result <= fine) & (share(off, left, terms, V(0), noise) > fine);
         reach = larger(reach, terms);
         if (any(blur)) excused = larger(excused, select(blur, relative(off, largest()), V(0)));
         return result;

@@ -181,6 +181,11 @@ struct Sides {
     int rows() const { return base + (lower > upper ? lower : upper); }
     int first_lower() const { return p + below; }
     int first_upper() const { return p + below + lower; }
+    // The lower side of the row or variable whose upper side k is, or -1.
+    int opposite(int k) const {
+        if (k < p) return below ? p + k : -1;
+        return k >= first_upper() && lower ? first_lower() + k - first_upper() : -1;
+    }
 
     void place(Arena& keep, Arena& work) {
         weight = keep.take<V>(total());
