@@ -243,9 +243,9 @@ def test_what_is_zero_but_for_rounding_is_zero(seed: int) -> None:
     assert s.z[: steps * states].abs().max() < 1e-9
 
 
-def legged(offset: float, batch: int, steps: int = 6, feet: int = 4) -> dict[str, Any]:
+def legged(offset: float, batch: int, steps: int = 6, feet: int = 4, seed: int = 0) -> dict[str, Any]:
     """A body on feet: positions and velocities, forces in the cones of friction, which cost nothing; near to rest."""
-    r, inertia, dt, mass = np.random.default_rng(0), np.diag([30.0, 20.0, 15.0]), 0.02, 2.5
+    r, inertia, dt, mass = np.random.default_rng(seed), np.diag([30.0, 20.0, 15.0]), 0.02, 2.5
     move = np.eye(12) + dt * np.eye(12, k=6)
     push = np.zeros((12, 3 * feet))
     for foot, (x, y) in enumerate([(0.2, 0.15), (0.2, -0.15), (-0.2, 0.15), (-0.2, -0.15)]):
@@ -275,6 +275,16 @@ def test_a_body_that_stands(offset: float, batch: int) -> None:
     assert s.solved.all()
     assert s.dual_residual.max() < 1e-12
     assert s.primal_residual.max() < 1e-11
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_body_near_to_rest(seed: int) -> None:
+    """At any distance: what rounding the forces might do to states as large as they are is no measure of what it did."""
+    for distance in 10.0 ** np.arange(-14, -4, 0.5):
+        data = legged(distance, 4, seed=seed)
+        s = solve(**data)  # (raises if some member is not solved)
+        assert torch.allclose(s.z[:, :6], data["b"][:, :6], rtol=1e-12, atol=0)  # no force moves the first positions
+        assert s.dual_residual.max() < 1e-8 * distance
 
 
 @pytest.mark.parametrize("units", [0.0, 2.0])

@@ -280,7 +280,7 @@ struct Verdict {
             const V q = a.curvature(j);
             return select(q > V(0), V(1) / sqrt(q), V(1));
         };
-        V hidden = V(0), excused = V(0), own = V(0);
+        V hidden = V(0), excused = V(0), beside = V(0);
         // (Without a linear term every point is a solution that Q does not feel: there its own terms count.)
         const auto linear = t.max(n, V(0), [&](int j) { return abs(a.q[j]); }) > V(0);
         V level = t.max(n, V(0), [&](int j) { return unit(j) * (all(linear) ? size[j] : select(linear, size[j], a.Q_size(j, out.z))); });
@@ -297,7 +297,11 @@ struct Verdict {
             const V terms = terms_of(j);
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
-            if constexpr (D::has_units) rounded = rounded + force / a.unit(j), own = larger(own, share(abs(gd[j]), size[j], terms, V(0), noise_of_forces));
+            if constexpr (D::has_units) {
+                rounded = rounded + force / a.unit(j);
+                const auto open = share(abs(gd[j]), size[j], terms, V(0), noise_of_forces) > V(T(Tuning<T>::fine));
+                beside = larger(beside, select(open, abs(gd[j]) * a.unit(j), V(0)));
+            }
             // without an objective of its own, and beside the largest forces no more than their rounding: zero
             const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise_of_forces * level);
             return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded, noise_of_forces));
@@ -306,10 +310,12 @@ struct Verdict {
         if (any(noise_of_forces * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
-        if constexpr (D::has_units) t.largest(own);
         auto lost = noise_of_forces * hidden > most_noise * level;
-        if constexpr (D::has_units)  // (where each entry is small beside its own terms, nothing was hidden)
-            lost = lost | ((own > V(T(Tuning<T>::fine))) & (noise_of_forces * force > most_noise * t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); })));
+        if constexpr (D::has_units) {  // beside: the largest entry that is not small beside its own terms; where it is nothing
+            t.largest(beside);         // beside the largest of all, nothing was hidden, whatever rounding might have done
+            const V most = t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); });
+            lost = lost | ((beside > V(T(suspect)) * most) & (noise_of_forces * force > most_noise * most));
+        }
         lost = lost & !(x.soft > V(0));  // forces of least violation cancel altogether
         return select(lost, larger(worst, V(1)), worst);
     }
