@@ -189,8 +189,12 @@ def solver_named(name: str) -> Solver:
 
 
 def residuals(data: dict[str, Any], z: np.ndarray, *multipliers: np.ndarray) -> tuple[float, float, float, float]:
-    """Primal, dual, gap, and the largest of these relative to one plus the largest term that enters it."""
-    lam, nu, lower, upper = multipliers
+    """Primal, dual, gap, and the largest of these relative to one plus the largest term that enters it.
+
+    In long double: of an answer of double precision the rounding of its own sums is no fault.
+    """
+    data = {key: value.astype(np.longdouble) for key, value in data.items()}
+    z, lam, nu, lower, upper = (np.asarray(x, np.longdouble) for x in (z, *multipliers))
     Qz, below, above = data["Q"] @ z, np.isfinite(data["lb"]), np.isfinite(data["ub"])
     forces = [Qz, data["q"], data["G"].T @ lam, data["A"].T @ nu, -lower, upper]
     sides = (

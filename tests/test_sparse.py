@@ -279,12 +279,47 @@ def test_a_body_that_stands(offset: float, batch: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_body_near_to_rest(seed: int) -> None:
-    """At any distance: what rounding the forces might do to states as large as they are is no measure of what it did."""
+    """At any distance: what rounding might do to states as large as the forces is no measure of what it did."""
     for distance in 10.0 ** np.arange(-14, -4, 0.5):
         data = legged(distance, 4, seed=seed)
         s = solve(**data)  # (raises if some member is not solved)
         assert torch.allclose(s.z[:, :6], data["b"][:, :6], rtol=1e-12, atol=0)  # no force moves the first positions
         assert s.dual_residual.max() < 1e-8 * distance
+
+
+def shape_constrained(n: int, degree: int, batch: int) -> dict[str, Any]:
+    """The nearest sequences whose differences of a degree never fall below zero (as LISWET of Maros and Mészáros)."""
+    x, r = np.linspace(0, 1, n), np.random.default_rng(0)
+    wave = 0.1 * np.sin(np.arange(n))
+    y = [np.sqrt(x) + wave, 1 / (1 + x) + 0.1 * r.standard_normal(n), abs(x - 0.3) + wave]
+    difference = np.poly1d([1.0, -1.0]) ** degree
+    rows, entries = n - degree, torch.tensor(-difference.coeffs).repeat(n - degree)
+    columns = (torch.arange(rows)[:, None] + torch.arange(degree + 1)).flatten()
+    G = Sparse(torch.arange(0, rows * (degree + 1) + 1, degree + 1), columns, entries, (rows, n))
+    q = -torch.tensor(np.stack(y[:batch]))
+    return {"Q": Diagonal(torch.ones(n, dtype=torch.float64)), "q": q, "G": G, "h": 0.0}
+
+
+@pytest.mark.parametrize(("n", "degree"), [(2000, 2), (10000, 2), (1000, 3)])
+def test_rows_that_nearly_depend_on_each_other(n: int, degree: int) -> None:
+    """A long run of active rows is as good as singular: what holds the factor must not hold the solution."""
+    data = shape_constrained(n, degree, 3)
+    s = solve(**data)
+    assert s.primal_residual.max() < 1e-14  # of multipliers of 1e6, which make much of little
+    assert s.dual_residual.max() < 1e-9
+    assert s.gap.max() < 1e-8
+    one = solve(**{**data, "q": data["q"][1:2]})
+    assert torch.equal(one.z[0], s.z[1])
+    assert torch.equal(one.lam[0], s.lam[1])
+
+
+def test_long_runs_of_equal_values_are_their_mean() -> None:
+    """Isotonic regression whose answer is a constant: small distances to ten thousand rows must not add up."""
+    n = 10000
+    data = shape_constrained(n, 1, 1)
+    s = solve(**data)  # (of what rises, the nearest that falls)
+    assert (s.z - s.z.mean()).abs().max() < 1e-13
+    assert (s.z.mean() + data["q"].mean()).abs() < 1e-13
 
 
 @pytest.mark.parametrize("units", [0.0, 2.0])

@@ -16,6 +16,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     Point<V> best{};           // of several points
     bool several = System::proximal;
     V best_error = V(T(1e30));
+    V held = V(0);             // 1 where R has kept the interior loop from the rows
 
     Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
         : Base(team, data, sides, point), system(elimination) {}
@@ -27,13 +28,14 @@ struct Interior : Verdict<Tm, V, U, D> {
     }
 
     // Mehrotra's loop over the lanes that are live, until lam∘s = aim (0: as small as the tolerance says); leaves s, lam and
-    // the system's variables at the last point.
+    // the system's variables at the last point. Where `watched`, it leaves those that are `held`.
     template <class M>
-    OPTLAYER_CALL void loop(M live, T tolerance, int iterations, V aim = V(0)) {
+    OPTLAYER_CALL void loop(M live, T tolerance, int iterations, V aim = V(0), bool watched = false) {
         const bool aimed = any(aim > V(0));
         const V tol = V(tolerance);
         V settled = V(0);  // iterations near the aim, where Newton's method doubles the digits
         V before = V(0), before_infeasible = V(0);  // stationarity and infeasibility, one iteration ago
+        V moved = V(1);    // the last step
         V bold = V(1);     // 0 after a short step: back to the middle first, and no second order
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
@@ -51,7 +53,14 @@ struct Interior : Verdict<Tm, V, U, D> {
             const auto slow = system.stationarity > V(T(0.5)) * before;
             before = system.stationarity;
             auto feasible = infeasible <= V(T(100)) * tol * system.unit;
-            if constexpr (System::proximal) feasible = feasible | (infeasible > V(T(0.5)) * before_infeasible);  // or rounding
+            if constexpr (System::proximal) {
+                feasible = feasible | (infeasible > V(T(0.5)) * before_infeasible);  // or rounding
+                // R holds what falls by less than half of what the last step promised, and is late beside complementarity
+                const auto slower = infeasible > before_infeasible * fnma(V(T(0.5)), moved, V(1));
+                const auto late = infeasible * system.unit_dual > V(T(Tuning<T>::late)) * mu;
+                if (it) held = select(live & slower & late, V(1), held);
+                if (watched) live = live & !(held > V(0));
+            }
             before_infeasible = infeasible;
             auto done = feasible & (mu <= tol * system.unit * system.unit_dual) & ((system.stationarity <= smaller(V(T(1e-4)), sqrt(tol))) | slow);
             if (aimed) {
@@ -128,6 +137,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 x.lam[k] = select(moves, lam, x.lam[k]);
             });
             system.advance(live, step, dual_step, x.dy);
+            moved = step;
             step = min(step, dual_step);
             live = live & (step > V(T(1e-8)));  // no way forward: another method must try
             bold = select(step > V(T(0.1)), V(1), V(0));
@@ -267,10 +277,12 @@ struct Interior : Verdict<Tm, V, U, D> {
     // A polish that bears a wrong active set and rows that depend on each other: the proximal method of multipliers
     // (Rockafellar 1976), whose term is R of the factor about the last point. After each step the active set takes in what is
     // broken and leaves out what pulls (Hintermüller, Ito and Kunisch 2003); where residuals no longer halve, R shrinks.
-    // Returns the lanes that it has brought to `exact`.
+    // Where it was weak from the start it shrinks as far as it goes: rows that nearly depend on each other have large multipliers,
+    // which make much of little. Returns the lanes that it has brought to `exact`.
     template <class M>
     OPTLAYER_CALL M finish(M which, V exact, int most_factors) {
         using S = Tuning<T>;
+        const M weak = system.weak > V(0);
         M going = which, stale = which, done = which & !which;
         Left before{V(T(1e30)), V(T(1e30))};
         V steps = V(0), factors = V(0), slow = V(0), shrunk = V(0);  // (of each lane, as if it were alone)
@@ -291,9 +303,10 @@ struct Interior : Verdict<Tm, V, U, D> {
                 system.keep_fixed(out.z, look);
                 const V error = judge();
                 keep(look, error, exact);
-                done = done | (look & (error <= exact));
+                const auto good = error <= exact;
+                done = done | (look & good & !weak);
                 const auto stuck = look & !done & (slow >= V(S::patience));
-                if (any(stuck)) done = done | clear(stuck, exact);
+                if (any(stuck & !good)) done = done | clear(stuck & !good, exact);
                 const auto weaker = stuck & !done & (shrunk < V(S::shrinks));
                 system.shrink(weaker);
                 shrunk = select(weaker, shrunk + V(1), shrunk);
@@ -319,6 +332,11 @@ struct Interior : Verdict<Tm, V, U, D> {
             t.total(changes);
             stale = stale | (going & (changes > V(0)));
             sum_sides(going);
+        }
+        if (const auto found = which & weak & (best_error <= exact); any(found)) {
+            copy(found, best, out);
+            x.each(t, [&](int k, int, V) { x.active[k] = select(found, select(out.lam[k] > V(0), V(1), V(0)), x.active[k]); });
+            done = done | found, stale = stale | found;
         }
         if (any(stale & done)) factor_active();
         a.rows_times(t, out.z, x.v);
@@ -468,16 +486,18 @@ struct Interior : Verdict<Tm, V, U, D> {
         return feasible && this->falls(dz, tol, T(1)) ? DUAL_INFEASIBLE : 0;
     }
 
-    void run(T tolerance, int iterations, bool with_polish) {
-        const V exact = V(tolerance * T(Tuning<T>::enough));
-        const V zero = V(0);
-        auto open = zero <= zero;
-        start();
-        // Stop early and polish; where the active set was not yet right, go on and try again.
+    // Stops early and polishes; where the active set was not yet right, goes on and tries again. Returns the lanes that are left.
+    template <class M>
+    OPTLAYER_CALL M approach(M open, V exact, int iterations, bool watched) {
         constexpr int stages = System::proximal ? 4 : 3;
-        for (int stage = 0; with_polish && stage < stages && any(open); ++stage) {
+        for (int stage = 0; stage < stages && any(open); ++stage, watched = false) {
             if constexpr (System::proximal) system.regularise(open);
-            loop(open, T(Tuning<T>::stage[stage]), iterations);
+            loop(open, T(Tuning<T>::stage[stage]), iterations, V(0), watched);
+            if constexpr (System::proximal)
+                if (const auto again = open & (held > V(0)); watched && any(again)) {  // from the start, with an R that does not
+                    system.exchange(again), system.begin(x, again);
+                    loop(again, T(Tuning<T>::stage[stage]), iterations);
+                }
             take_interior(open);
             if constexpr (System::proximal) {
                 const bool last = stage == stages - 1;
@@ -491,6 +511,22 @@ struct Interior : Verdict<Tm, V, U, D> {
                 t.each(x.total(), [&](int k) { x.weight[k] = select(open, x.weight[k], x.c[k]); });
                 open = open & !(judge() <= exact);
             }
+        }
+        return open;
+    }
+
+    void run(T tolerance, int iterations, bool with_polish) {
+        const V exact = V(tolerance * T(Tuning<T>::enough));
+        const V zero = V(0);
+        auto open = zero <= zero;
+        start();
+        if (with_polish) {
+            open = approach(open, exact, iterations, System::proximal);
+            if constexpr (System::proximal)
+                if (const auto again = open & (held > V(0)); any(again)) {  // once more, with the other R
+                    system.exchange(again), system.begin(x, again);
+                    open = (open & !again) | approach(again, exact, iterations, false);
+                }
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
         Base::pairs = with_polish;

@@ -85,6 +85,13 @@ struct SparseData {
     }
     V A_size(int i, const V* z) const { return over(A, pattern->A.first, pattern->A.col, nullptr, i, z); }
     V At_size(int j, const V* nu) const { return over(A, pattern->A.col_first, pattern->A.col_row, pattern->A.col_at, j, nu); }
+    // How many terms a row has, and an entry of stationarity.
+    int row_terms(int i) const { return i < p ? pattern->G.first[i + 1] - pattern->G.first[i] : 1; }
+    int A_terms(int i) const { return pattern->A.first[i + 1] - pattern->A.first[i]; }
+    int force_terms(int j) const {
+        const SparsePattern& s = *pattern;
+        return s.Q_first[j + 1] - s.Q_first[j] + s.G.col_first[j + 1] - s.G.col_first[j] + s.A.col_first[j + 1] - s.A.col_first[j];
+    }
     V curvature(int j) const { return pattern->diagonal_at[j] < 0 ? V(T(0)) : V(Q[pattern->diagonal_at[j]]); }
     static constexpr bool has_units = true;
     V unit(int j) const { return units[j]; }
@@ -146,6 +153,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
     V *diagonal, *solution;                // scratch in the order of elimination
     V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
+    V weak;                                // 1 where R is, having been in the way
     bool predicted = false;
     void (*pause)() = nullptr;  // called before a factorisation; may throw
 
@@ -183,12 +191,18 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
             t.each(s.order(), [&](int i) { size[i] = size[i] * select(most[i] > V(T(0)), sqrt(most[i]), V(T(1))); });
         }
         t.each(s.order(), [&](int i) { scale[i] = V(T(1)) / sqrt(size[i]); });
+        weak = V(T(0));
         regularise(mask_of<V>(true));
     }
     template <class M> void regularise(M which) {
         const SparsePattern& s = *a.pattern;
-        const V much = V(T(S::regularisation));
+        const V much = select(weak > V(T(0)), V(T(S::weak_regularisation)), V(T(S::regularisation)));
         t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, much / (scale[i] * scale[i]), R[s.place[i]]); });
+    }
+    // The weak R for the strong one, or the other way round.
+    template <class M> void exchange(M which) {
+        weak = select(which, V(T(1)) - weak, weak);
+        regularise(which);
     }
     template <class M> void shrink(M which) {
         t.each(a.pattern->order(), [&](int i) { R[i] = select(which, V(T(S::shrink)) * R[i], R[i]); });
@@ -270,7 +284,13 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     void start(Sides<V>& x) {
         unit = unit_dual = V(T(1));
         equilibrate();
+    using Base::curvature, Base::advance, Base::recover, Base::begin;
+    static constexpr double least_norm = 0;
+    void start(Sides<V>& x) {
+        unit = unit_dual = V(T(1));
+        equilibrate();
         Base::start(x);
+    }
     }
 
     void row_values(V* v) {

@@ -13,7 +13,8 @@
 //     unit, unit_dual, stationarity       of slacks, of multipliers; what is left of stationarity, in units of the forces
 //     aim                                 what lam∘s shall be at the end: of a relaxed problem not zero
 //     proximal                            whether R, small, stands on the diagonal about the last point, so that rows which
-//                                         depend on each other do no harm; then also regularise, shrink, keep_fixed, side_unit
+//                                         depend on each other do no harm; then also regularise, shrink, keep_fixed, side_unit;
+//                                         exchange, begin, weak: a start with another R
 //
 // Normal and Reduced (normal.h), Schur (schur.h), SparseSystem (sparse.h) are such systems.
 #pragma once
@@ -54,7 +55,8 @@ struct PointSystem {
     }
 
     // A ridge-like start: rows are drawn to the point of their interval that is nearest to zero.
-    void start(Sides<V>& x) {
+    void start(Sides<V>& x) { begin(x, V(T(0)) <= V(T(0))); }
+    template <class M> void begin(Sides<V>& x, M which) {
         Self& self = static_cast<Self&>(*this);
         const int n = a.n, R = a.rows();
         const V qmax = t.max(n, V(T(1e-30)), [&](int j) { return abs(a.q[j]); });
@@ -69,8 +71,8 @@ struct PointSystem {
             x.D[i] = select(x.on[k] > V(T(0)), V(T(1)), x.D[i]);
         });
         const V far = t.max(R, V(T(1)), [&](int i) { return abs(x.v[i]) * x.d[i]; });
-        kappa = curvature() + V(T(1e-2)) * qmax / far;
-        kappa = select(kappa > V(T(1e-25)), kappa, V(T(1)));  // no objective at all
+        const V curved = curvature() + V(T(1e-2)) * qmax / far;
+        kappa = select(which, select(curved > V(T(1e-25)), curved, V(T(1))), kappa);  // (1: no objective at all)
         t.each(R, [&](int i) {
             x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
             x.e[i] = -x.D[i] * x.v[i];
@@ -78,19 +80,22 @@ struct PointSystem {
         self.factor(x.D);
         t.each(n, [&](int j) { rd[j] = -a.q[j]; });
         t.each(a.m, [&](int i) { rp[i] = a.b[i]; });
-        self.kkt(rd, rp, x.e, z, nu, y, x.v);
-        unit = V(T(0));
-        x.each(t, [&](int k, int i, V sg) { unit = max(unit, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
-        t.largest(unit);
-        const V pull = t.max(R, V(T(0)), [&](int i) { return abs(y[i]) / x.d[i] / kappa; });
-        unit = max(max(max(unit, pull), V(T(1e-8))) * V(T(spread)), sqrt(aim / kappa));
-        unit_dual = unit * kappa;
-        t.each(R, [&](int i) { y[i] = V(T(0)); });
+        self.kkt(rd, rp, x.e, vz, vnu, x.dy, x.v);
+        V most = V(T(0));
+        x.each(t, [&](int k, int i, V sg) { most = max(most, x.on[k] * x.d[i] * (sg * x.v[i] - x.h[k])); });
+        t.largest(most);
+        const V pull = t.max(R, V(T(0)), [&](int i) { return abs(x.dy[i]) / x.d[i] / kappa; });
+        most = max(max(max(most, pull), V(T(1e-8))) * V(T(spread)), sqrt(aim / kappa));
+        unit = select(which, most, unit), unit_dual = select(which, most * kappa, unit_dual);
+        t.each(n, [&](int j) { z[j] = select(which, vz[j], z[j]); });
+        t.each(a.m, [&](int i) { nu[i] = select(which, vnu[i], nu[i]); });
+        t.each(R, [&](int i) { y[i] = select(which, V(T(0)), y[i]); });
         x.each(t, [&](int k, int i, V sg) {
+            const auto there = x.on[k] > V(T(0));
             const V s = max((x.h[k] - sg * x.v[i]) * x.d[i], unit);
-            x.s[k] = select(x.on[k] > V(T(0)), s / x.d[i], V(T(1)));
-            x.lam[k] = select(x.on[k] > V(T(0)), unit * unit_dual / s * x.d[i], V(T(0)));
-            y[i] = fma(sg, x.lam[k], y[i]);
+            x.s[k] = select(which, select(there, s / x.d[i], V(T(1))), x.s[k]);
+            x.lam[k] = select(which, select(there, unit * unit_dual / s * x.d[i], V(T(0))), x.lam[k]);
+            y[i] = select(which, fma(sg, x.lam[k], y[i]), y[i]);
         });
         most_dual = max(qmax, unit_dual);
     }

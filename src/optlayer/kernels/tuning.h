@@ -46,6 +46,9 @@ template <> struct Tuning<double> {
     // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
     static constexpr double regularisation = 1e-8;   // R of the sparse KKT matrix, equilibrated (sparse.h) [maros]
+    // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
+    // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
+    static constexpr double weak_regularisation = 1e-13, late = 0.1;
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
     // The polish of a sparse problem (finish, interior.h): steps and factors at most (fewer from the first, early point, for the
     // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]

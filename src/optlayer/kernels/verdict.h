@@ -90,12 +90,13 @@ struct Verdict {
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
     V noise, noise_of_forces;  // of a sum, relative to its terms; of one of stationarity
     bool rounded = std::is_same<T, float>::value;  // every number is then known by itself
+    bool rounded_data = false;
     V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
 
     // The data hold float32's numbers: a Q without full rank has some curvature, or none, by rounding.
     void expect_rounded_data() {
         using S = Tuning<float>;
-        noise_of_forces = V(T(S::rounded)), most_noise = V(T(S::most_rounded));
+        rounded_data = true, noise_of_forces = V(T(S::rounded)), most_noise = V(T(S::most_rounded));
     }
     // And the point as well, found in double.
     void expect_rounded() {
@@ -294,17 +295,17 @@ struct Verdict {
                     return V(0);
                 }
             }
-            const V terms = terms_of(j);
+            const V terms = terms_of(j), slight = rounded_data ? noise_of_forces : slip(a.force_terms(j));
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) {
                 rounded = rounded + force / a.unit(j);
-                const auto open = share(abs(gd[j]), size[j], terms, V(0), noise_of_forces) > V(T(Tuning<T>::fine));
+                const auto open = share(abs(gd[j]), size[j], terms, V(0), slight) > V(T(Tuning<T>::fine));
                 beside = larger(beside, select(open, abs(gd[j]) * a.unit(j), V(0)));
             }
             // without an objective of its own, and beside the largest forces no more than their rounding: zero
             const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise_of_forces * level);
-            return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded, noise_of_forces));
+            return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded, slight));
         });
         t.largest(excused);
         if (any(noise_of_forces * excused > V(T(suspect)) * level))
@@ -324,7 +325,7 @@ struct Verdict {
         V reach = V(0), excused = V(0);  // the largest terms of a row that rounding may have excused
         V worst = t.max(a.m, V(0), [&](int i) {
             const V side = abs(a.b[i]);
-            return of_row(closely, reach, excused, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
+            return of_row(closely, slip(a.A_terms(i)), reach, excused, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); },
                           [&] { return a.A_largest(i); });
         });
@@ -332,7 +333,7 @@ struct Verdict {
             if (all(worst > beyond)) return;
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
-            V off = of_row(closely, reach, excused, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
+            V off = of_row(closely, slip(a.row_terms(i)), reach, excused, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
                            i < a.p ? seen : scale, [&](const V* z) { return a.row_size(i, z); },
                            [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); },
                            [&] { return a.row_largest(i); });
@@ -369,19 +370,21 @@ struct Verdict {
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
     // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
-    static V share(V off, V left, V terms, V rounded, V noise) {
-        return share(larger(fnma(noise, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
+    static V share(V off, V left, V terms, V rounded, V slight) {
+        return share(larger(fnma(slight, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
+    // The noise of a sum of so many terms.
+    V slip(int terms) const { return rounded ? noise : V(T(Tuning<T>::noise(terms))); }
     // excused: the largest distance to a row, in units of the variables, that only a blurred point explains
     template <class F, class R, class S>
-    V of_row(bool closely, V& reach, V& excused, V off, V left, V side, const V* blurred, F&& full, R&& reaches, S&& largest) const {
+    V of_row(bool closely, V slight, V& reach, V& excused, V off, V left, V side, const V* blurred, F&& full, R&& reaches, S&& largest) const {
         if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
         if (reaches(off / noise)) {  // no more than rounding
             reach = larger(reach, off / noise);
             return V(0);
         }
-        const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred), noise);
-        const auto blur = (result <= fine) & (share(off, left, terms, V(0), noise) > fine);
+        const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred), slight);
+        const auto blur = (result <= fine) & (share(off, left, terms, V(0), slight) > fine);
         reach = larger(reach, terms);
         if (any(blur)) excused = larger(excused, select(blur, relative(off, largest()), V(0)));
         return result;

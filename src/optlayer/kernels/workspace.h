@@ -124,6 +124,9 @@ struct Data {
     V At_size(int j, const V* nu) const { return sizes(A + j, n, m, nu); }
     static constexpr bool has_units = false;  // whether the variables' own units are known (sparse.h)
     V unit(int) const { return V(1); }
+    int row_terms(int) const { return n; }  // of a row, and of an entry of stationarity: how many sums take up
+    int A_terms(int) const { return n; }
+    int force_terms(int) const { return n; }
     V curvature(int j) const { return V(diagonal ? Q[j] : Q[size_t(j) * n + j]); }
     // f(variable, entry) over row i of C
     template <class F> void each_of_row(int i, F&& f) const {
