@@ -279,18 +279,12 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
         t.each(s.order(), [&](int i) { solution[s.place[i]] = b[i]; });
         ldl.solve(solution);
     }
-    using Base::curvature, Base::advance, Base::recover;
-    static constexpr double least_norm = 0;
-    void start(Sides<V>& x) {
-        unit = unit_dual = V(T(1));
-        equilibrate();
     using Base::curvature, Base::advance, Base::recover, Base::begin;
     static constexpr double least_norm = 0;
     void start(Sides<V>& x) {
         unit = unit_dual = V(T(1));
         equilibrate();
         Base::start(x);
-    }
     }
 
     void row_values(V* v) {
