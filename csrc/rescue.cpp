@@ -653,6 +653,7 @@ Model recession_of(const Model& model) {
 // rank has a curvature of that size, or none, where it should have none.
 // In a derivative, whose right-hand sides do not contradict each other by rounding, far less does that.
 constexpr double blurred = 1e-8, blurred_derivative = 1e-11;
+constexpr double ridge = 1e-12;  // of least violation: nothing beside its curvature, but no point is far out for rounding's sake
 
 struct Rung {
     const Args& g;
@@ -683,7 +684,12 @@ struct Rung {
         Answer zero = found;  // where rounding sees no more
         for (int j = 0; j < model.n; ++j)
             if (std::abs(found.z[j]) <= judge.loop.noise * judge.loop.scale[j]) zero.z[j] = 0;
-        if (zero.z != found.z) {
+        double force = 0;
+        for (double q : model.q) force = std::max(force, std::abs(q));
+        for (Numbers* x : {&zero.nu, &zero.lam})
+            for (double& v : *x)
+                if (std::abs(v) <= judge.loop.noise * force) v = 0;
+        if (zero.z != found.z || zero.nu != found.nu || zero.lam != found.lam) {
             const double off_zero = judge.judge(zero);
             if (off_zero <= off) found = zero, off = off_zero;
             else judge.judge(found);
@@ -770,7 +776,15 @@ struct Rung {
             if (std::is_same<V, double>::value && affords_twofold()) return settle<Twofold>(found);  // small beside the data: rounded away
         } else if (fine && violated > 1e-14) {  // near the tolerance one is as right as the other
             if (closest<V>(point, found) && error(found) <= tolerance) return scaled.store(found, false), SOLVED;
-            if (violated > 0.1 * tolerance && !g.closest && contradiction<V>(soft, point, found)) return PRIMAL_INFEASIBLE;
+            if (violated > 0.01 * tolerance && !g.closest && contradiction<V>(soft, point, found)) return PRIMAL_INFEASIBLE;
+        } else if (!fine && !g.closest) {  // rows that meet nowhere, or so far out that rounding lets them: not near to zero
+            Model near = least;
+            for (int j = 0; j < model.n; ++j) near.Q[size_t(j) * model.n + j] += ridge;
+            Attempt<V> damped(near, 1);
+            damped.solve(1e-12, iterations);
+            point = damped.violations(model);
+            if (violation(point) > tolerance && contradiction<V>(damped, point, found)) return PRIMAL_INFEASIBLE;
+            if (closest<V>(point, found) && error(found) <= tolerance) return scaled.store(found, false), SOLVED;
         }
         const Model directions = recession_of(model);
         Attempt<V> ray(directions, 0);

@@ -344,6 +344,28 @@ def test_small_gaps(gap: float) -> None:
             assert status(common | {"A": rows, "b": [0, gap]}) == Status.PRIMAL_INFEASIBLE
 
 
+@pytest.mark.parametrize("n", [5, 20, 50])
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+def test_rows_that_hardly_meet(gap: float, n: int) -> None:
+    """Three rows whose sum reads 0 ≤ gap, or 0 ≤ −gap, but for rounding: far out it may let them meet all the same."""
+    for seed in range(4):
+        r = np.random.default_rng([n, seed])
+        C, G, L, z = r.standard_normal((2, n)), *r.standard_normal((2, n, n)), r.standard_normal(n)
+        C, Q = np.vstack([C, -C.sum(0)]), L @ L.T / n + 0.1 * np.eye(n)
+        for room, wanted in ((gap, Status.SOLVED), (-gap, Status.PRIMAL_INFEASIBLE)):
+            h = np.concatenate([C @ z + [0, 0, room], G @ z + r.random(n)])
+            assert status({"Q": Q, "q": 3 * r.standard_normal(n), "G": np.vstack([C, G]), "h": h}) == wanted, seed
+
+
+def test_a_multiplier_that_is_zero_but_for_rounding() -> None:
+    """The cheapest corner of a simplex costs nothing."""
+    for q in ([1.0, 0, 2, 1, 2], [0, 2.0, 3, 3, 1], [3, 2, 0.0, 0, 1]):
+        data = {"Q": np.zeros((5, 5)), "q": q, "A": np.ones((1, 5)), "b": [1.0], "lb": np.zeros(5)}
+        solution = core(data)
+        assert solution.status == Status.SOLVED
+        assert abs(solution.z.numpy() @ q) <= 1e-12
+
+
 def test_one_contradiction_among_many() -> None:
     """Its neighbours are untouched."""
     q = torch.randn(64, 4, generator=generate(3), dtype=torch.float64)
