@@ -190,6 +190,16 @@ def flat(generator: torch.Generator, dtype: torch.dtype) -> Case:
 
 
 @family
+def no_objective(generator: torch.Generator, dtype: torch.dtype) -> Case:
+    """Any feasible point, with multipliers of zero."""
+    r = _Random(generator, dtype)
+    n, z = 5, r.normal(BATCH, 5)
+    Q, G, A = torch.zeros(n, n, dtype=dtype), r.normal(BATCH, 4, n), r.normal(BATCH, 2, n)
+    data = from_solution(Q, z, r, G=G, A=A, active=0).data
+    return Case(data | {"q": torch.zeros_like(z), "lb": z - r.uniform(BATCH, n)})
+
+
+@family
 def duplicated_rows(generator: torch.Generator, dtype: torch.dtype) -> Case:
     """Every row of G and A twice, one of them scaled."""
     r = _Random(generator, dtype)

@@ -227,6 +227,7 @@ static void solutions() {
     climbs("a large linear program", Double(none, costs).within(zero, ones), Way::PATTERN, SOLVED);
     climbs("curvatures far apart", Double({1, 0, 0, 1e-20}, {-1, 2}).rows({2, 0}, {1}), Way::UNITS, SOLVED);
     climbs("a linear program", flat.rows({2}, {1}), Way::SPARE, SOLVED);
+    climbs("no objective", Double({0, 0, 0, 0}, {0, 0}).rows({1, 3}, {2}).equal({1, -1}, {1}), Way::SPARE, SOLVED);
     climbs("an infeasible one", nothing.equal({-1}, {2}).within({0}, {inf}), Way::SPARE, PRIMAL_INFEASIBLE);
     climbs("an unbounded one", cone.rows({0, 1}, {1}), Way::SPARE, DUAL_INFEASIBLE);
 
@@ -235,7 +236,9 @@ static void solutions() {
     climbs("an equality of zeros", Double({1e-10}, {-2e3}).equal({0}, {0}), Way::LAST, SOLVED, "active set");
     climbs("a point that equalities fix", flat.equal({2}, {0}), Way::LAST, SOLVED, "interior point");
     climbs("a solution far away", flat.rows({2e-8}, {2}), Way::LAST, SOLVED, "farther start");
-    climbs("a row that an equality makes one", nothing.rows({1}, {-2}).equal({-1}, {2}), Way::LAST, SOLVED, "farthest start");
+    const Double slope({0, 0, 0, 0}, {1, 1});
+    climbs("a slope that equalities forbid", slope.rows({-2, -2, 1.9999999, 2, -1, -1}, {2, 1, 0}).equal({-1, -1, -1, -1}, {-1, -1}), Way::LAST, SOLVED,
+           "farthest start");
     climbs("equalities far apart", Double({0}, {-2}).equal({2, -1}, {1e4, 0}), Way::LAST, PRIMAL_INFEASIBLE, "multipliers");
     climbs("equalities hardly apart", one.equal({1, 1}, {1, 1.00000001}), Way::LAST, PRIMAL_INFEASIBLE, "least violation");
     climbs("the same in twice the unit", Double({4}, {0}).equal({-2, -2}, {-1, -0.99999999}), Way::LAST, PRIMAL_INFEASIBLE, "least violation");

@@ -534,6 +534,9 @@ def _optimum(
     answer = scaled.answer(problem, point)
     if polish:
         exact = _polish(scaled, point)
+        if soft < 1:  # without an objective every feasible point is a solution: multipliers are zero, not rounding
+            pressed = problem.q.any(-1, keepdim=True) | problem.Q.flatten(1).any(-1, keepdim=True)
+            exact = exact._replace(nu=exact.nu * pressed, lam=exact.lam * pressed)
         exact_answer = scaled.answer(problem, exact)
         if soft >= 1:  # no residual of the problem itself judges here: trust the polish where the point hardly moves
             good = _most(exact.z - point.z, exact.nu - point.nu, exact.lam - point.lam) <= 1e-5 * (

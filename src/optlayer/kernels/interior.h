@@ -15,6 +15,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     V* dnu;
     Point<V> best{};           // of several points
     bool several = System::proximal;
+    V idle = V(0);             // 1 where there is no objective at all
     V best_error = V(T(1e30));
     V held = V(0);             // 1 where R has kept the interior loop from the rows
 
@@ -242,6 +243,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         a.rows_times(t, out.z, x.v);
         x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]); });
         leave_slacks(which);
+        rest(which);
         sum_sides(which);
     }
     static auto halved(const Left& now, const Left& before) {
@@ -254,6 +256,14 @@ struct Interior : Verdict<Tm, V, U, D> {
             const V slack = select(x.on[k] > V(0), max(x.h[k] - sg * x.v[i], V(0)), V(1));
             out.s[k] = select(which, select(x.active[k] > V(0), V(0), slack), out.s[k]);
         });
+    }
+    // Without an objective every feasible point is a solution: its multipliers are zero, where a solve finds their rounding.
+    template <class M>
+    OPTLAYER_CALL void rest(M which) {
+        const auto free = which & (idle > V(0));
+        if (!any(free)) return;
+        t.each(a.m, [&](int i) { out.nu[i] = select(free, V(0), out.nu[i]); });
+        t.each(x.total(), [&](int k) { out.lam[k] = select(free, V(0), out.lam[k]); });
     }
     // y from lam
     template <class M>
@@ -301,6 +311,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             if (any(look)) {
                 keep_bounds(t, x, out, look);
                 system.keep_fixed(out.z, look);
+                if (any(idle > V(0))) rest(look), sum_sides(look & (idle > V(0)));
                 const V error = judge();
                 keep(look, error, exact);
                 const auto good = error <= exact;
@@ -406,7 +417,12 @@ struct Interior : Verdict<Tm, V, U, D> {
             x.active[k] = V(0);
         });
         t.total(x.count);
+        look_for_objective();
         system.start(x);
+    }
+    OPTLAYER_CALL void look_for_objective() {
+        const V force = t.max(a.n, V(0), [&](int j) { return max(abs(a.q[j]), abs(a.curvature(j))); });
+        idle = select((force > V(0)) | (x.soft > V(0)) | (x.soft_equality > V(0)), V(0), V(1));
     }
 
 #ifndef __CUDACC_RTC__
@@ -431,7 +447,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     void improve(T tolerance, bool with_polish) {
         const V zero = V(0), exact = V(T(Tuning<T>::fine));
         const auto all = zero <= zero;
-        activate();
+        look_for_objective(), activate();
         keep(all, judge(), exact);
         auto wanted = with_polish ? !(best_error <= exact) : zero > zero;
         for (int round = 0; round < Tuning<T>::corrections && any(wanted); ++round) {
