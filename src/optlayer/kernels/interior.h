@@ -59,7 +59,12 @@ struct Interior : Verdict<Tm, V, U, D> {
                 // R holds what falls by less than half of what the last step promised, and is late beside complementarity
                 const auto slower = infeasible > before_infeasible * fnma(V(T(0.5)), moved, V(1));
                 const auto late = infeasible * system.unit_dual > V(T(Tuning<T>::late)) * mu;
-                if (it) held = select(live & slower & late, V(1), held);
+                if (const auto caught = live & slower & late; it && any(caught)) {
+                    V far = V(0);
+                    x.each(t, [&](int k, int i, V) { far = max(far, x.on[k] * x.d[i] * (abs(x.v[i]) + abs(x.h[k]))); });
+                    t.largest(far);
+                    held = select(caught & (infeasible > V(T(Tuning<T>::broken)) * far), V(1), held);  // (not rounding)
+                }
                 if (watched) live = live & !(held > V(0));
             }
             before_infeasible = infeasible;
@@ -502,6 +507,18 @@ struct Interior : Verdict<Tm, V, U, D> {
         return feasible && this->falls(dz, tol, T(1)) ? DUAL_INFEASIBLE : 0;
     }
 
+    // From the start with the other R, where this one has kept the loop from the rows and it was not that none can be reached, of
+    // which there is a proof. Returns those lanes.
+    template <class M>
+    OPTLAYER_CALL M restart(M which) {
+        which = which & (held > V(0));
+        if (!any(which)) return which;
+        find_interior();
+        which = which & !this->prove(which, row, dnu, T(1e-9), T(1e6));
+        if (any(which)) system.exchange(which), system.begin(x, which);
+        return which;
+    }
+
     // Stops early and polishes; where the active set was not yet right, goes on and tries again. Returns the lanes that are left.
     template <class M>
     OPTLAYER_CALL M approach(M open, V exact, int iterations, bool watched) {
@@ -510,10 +527,8 @@ struct Interior : Verdict<Tm, V, U, D> {
             if constexpr (System::proximal) system.regularise(open);
             loop(open, T(Tuning<T>::stage[stage]), iterations, V(0), watched);
             if constexpr (System::proximal)
-                if (const auto again = open & (held > V(0)); watched && any(again)) {  // from the start, with an R that does not
-                    system.exchange(again), system.begin(x, again);
-                    loop(again, T(Tuning<T>::stage[stage]), iterations);
-                }
+                if (watched)
+                    if (const auto again = restart(open); any(again)) loop(again, T(Tuning<T>::stage[stage]), iterations);
             take_interior(open);
             if constexpr (System::proximal) {
                 const bool last = stage == stages - 1;
@@ -539,10 +554,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         if (with_polish) {
             open = approach(open, exact, iterations, System::proximal);
             if constexpr (System::proximal)
-                if (const auto again = open & (held > V(0)); any(again)) {  // once more, with the other R
-                    system.exchange(again), system.begin(x, again);
-                    open = (open & !again) | approach(again, exact, iterations, false);
-                }
+                if (const auto again = restart(open); any(again)) open = (open & !again) | approach(again, exact, iterations, false);
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
         Base::pairs = with_polish;
