@@ -653,7 +653,7 @@ Model recession_of(const Model& model) {
 // rank has a curvature of that size, or none, where it should have none.
 // In a derivative, whose right-hand sides do not contradict each other by rounding, far less does that.
 constexpr double blurred = 1e-8, blurred_derivative = 1e-11;
-constexpr double ridge = 1e-12;  // of least violation: nothing beside its curvature, but no point is far out for rounding's sake
+constexpr double ridge = 1e-12;  // nothing beside another curvature; but no point is far out for nothing
 
 struct Rung {
     const Args& g;
@@ -728,23 +728,27 @@ struct Rung {
         // Where the first starting point is too near the boundary for its residuals, the next ones are far from it.
         int count = 0;
         double off = inf;
+        const auto take = [&](Answer now) {
+            count += now.iterations;
+            const double error_now = error(now);
+            if (found.z.empty() || error_now < off) found = now, off = error_now;
+        };
+        const auto damped = [&](double curvature, double soft) {
+            Model near = model;
+            for (int j = 0; j < model.n; ++j) near.Q[size_t(j) * model.n + j] += curvature;
+            Attempt<V> attempt(near, soft, soft);
+            attempt.solve(tolerance, iterations);
+            take(attempt.answer());
+        };
         if (g.single && std::is_same<V, double>::value) {
-            Model damped = model;
-            for (int j = 0; j < model.n; ++j) damped.Q[size_t(j) * model.n + j] += blurred;
-            Attempt<V> rounded(damped, blurred, blurred);
-            rounded.solve(tolerance, iterations);
-            found = rounded.answer();
-            if (error(found) <= tolerance) return scaled.store(found, false), SOLVED;
-            count = found.iterations;
+            damped(blurred, blurred);
+            if (off <= tolerance) return scaled.store(found, false), SOLVED;
         }
         int32_t verdict = MAX_ITERATIONS;
         for (double spread : {1.0, 1e3, 1e6}) {
             Attempt<V> attempt(model, 0);
             attempt.solve(tolerance, iterations, spread);
-            Answer now = attempt.answer();
-            count += now.iterations;
-            const double error_now = error(now);
-            if (found.z.empty() || error_now < off) found = now, off = error_now;
+            take(attempt.answer());
             if (off <= tolerance * Tuning<double>::enough) break;
             if (spread > 1) continue;
             if (attempt.proves(proof, most) && !g.closest) {
@@ -754,6 +758,7 @@ struct Rung {
                 Answer other;
                 verdict = settle<V>(other);
                 if (verdict != MAX_ITERATIONS) found = other;
+                else damped(ridge, 0);  // of solutions without end, the one of least norm
             }
             if (verdict != MAX_ITERATIONS) break;
         }

@@ -91,6 +91,15 @@ def test_draws_that_were_wrong_or_given_up(seed: int) -> None:
     assert {fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)} == {"right"}
 
 
+def test_solutions_without_end() -> None:
+    """Of a linear program whose best face has no end the point of least norm is wanted, not one that runs along it."""
+    draw = fuzz.draw(61000221)
+    solution = solve(**draw.arguments(), backend="cpu", check=False)
+    found = [fuzz.judge(draw, solution, k) for k in range(fuzz.BATCH)]
+    assert set(found) <= {"right", "gave up"}
+    assert found.count("gave up") <= 4
+
+
 @pytest.mark.parametrize("form", ["equality", "row", "bound", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [3, 12, 40])
