@@ -52,7 +52,7 @@ template <> struct Tuning<double> {
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
     // The polish of a sparse problem (finish, interior.h): steps and factors at most (fewer from the first, early point, for the
     // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
-    static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 5, shrinks = 3;
+    static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3;
     static constexpr double shrink = 1e-2;
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
