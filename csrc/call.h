@@ -113,7 +113,9 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
     auto finish = [&](auto& system, auto bad) {
         if (!adjoint) group.solve(system, work, bad);
         else group.adjoint(system, work, task == Task::REBUILD);
-        if (!measure && converged) std::copy_n(group.converged, lanes_of<V>, converged);
+        if (measure || !converged) return;
+        if (!adjoint) group.factor_serves(converged);
+        else std::copy_n(group.converged, lanes_of<V>, converged);
     };
     auto bad = V(0) > V(1);  // no lane
     if (p.method == ACTIVE) {
@@ -357,7 +359,7 @@ class Call {
             const Arena keep(header ? at(header->groups) + i * plan.keep_bytes : nullptr);
             bool converged[Lanes::width] = {}, usable = false;
             if (solving) {
-                dispatch(plan, first, keep, Arena(work), task, converged);
+                dispatch(plan, first, keep, Arena(work), task, flags ? converged : nullptr);
                 for (int64_t k = first; k < last; ++k) {
                     const bool by_first = status(k) == SOLVED && converged[k - first];
                     if (twice) climb(k, work);

@@ -280,7 +280,7 @@ class Scaled {
         nothing();
         const double c = proof ? 1 : objective;
         for (int j = 0; j < n; ++j) *at(g.z, j) = found.z[j] * D[j];
-        for (int i = 0; i < model.m; ++i) put_equality(i, found.nu[i] < 0, {&g.nu, multipliers()}, found.nu[i] * F[i] / c);
+        for (int i = 0; i < model.m; ++i) put_equality(i, found.nu[i] < 0, multipliers(), found.nu[i] * F[i] / c);
         for (int i = 0; i < model.p; ++i) {
             *at(g.lam, rows[i]) = found.lam[i] * E[i] / c;
             if (g.lam_lower.data) *at(g.lam_lower, rows[i]) = found.lam[model.p + i] * E[i] / c;
@@ -359,12 +359,12 @@ class Scaled {
     void load_rhs(Numbers& rz, Numbers& rnu, Numbers& rk) const {
         rz.assign(n, 0), rnu.assign(model.m, 0), rk.assign(model.sides(), 0);
         for (int j = 0; j < n && g.r_z.data; ++j) rz[j] = *at(g.r_z, j) * objective * D[j];
-        for (int i = 0; i < model.m; ++i) rnu[i] = of_equality(i, {&g.r_nu, {&g.r_lam, &g.r_lower, &g.r_lb, &g.r_ub}}) * F[i];
+        const Homes right{&g.r_lam, &g.r_lower, &g.r_lb, &g.r_ub, &g.r_nu};
+        for (int i = 0; i < model.m; ++i) rnu[i] = of_equality(i, right) * F[i];
         for (int i = 0; i < model.p; ++i) {
             if (g.r_lam.data) rk[i] = *at(g.r_lam, rows[i]) * E[i];
             if (g.r_lower.data) rk[model.p + i] = *at(g.r_lower, rows[i]) * E[i];
         }
-        const Homes right{&g.r_lam, &g.r_lower, &g.r_lb, &g.r_ub};
         for (int j = 0; j < n; ++j)
             for (bool upper : {false, true}) {
                 const Owner& o = owner(upper, j);
@@ -377,12 +377,12 @@ class Scaled {
         };
         clear(g.v_lam, g.p), clear(g.v_lower, g.p), clear(g.v_nu, g.m), clear(g.v_lb, n), clear(g.v_ub, n);
         for (int j = 0; j < n; ++j) *at(g.v_z, j) = v.z[j] * D[j];
-        for (int i = 0; i < model.m; ++i) put_equality(i, pulls_down(i), {&g.v_nu, {&g.v_lam, &g.v_lower, &g.v_lb, &g.v_ub}}, v.nu[i] * F[i] / objective);
+        const Homes answer{&g.v_lam, &g.v_lower, &g.v_lb, &g.v_ub, &g.v_nu};
+        for (int i = 0; i < model.m; ++i) put_equality(i, pulls_down(i), answer, v.nu[i] * F[i] / objective);
         for (int i = 0; i < model.p; ++i) {
             *at(g.v_lam, rows[i]) = v.lam[i] * E[i] / objective;
             if (g.v_lower.data) *at(g.v_lower, rows[i]) = v.lam[model.p + i] * E[i] / objective;
         }
-        const Homes answer{&g.v_lam, &g.v_lower, &g.v_lb, &g.v_ub};
         for (int j = 0; j < n; ++j)
             for (bool upper : {false, true}) put(upper, j, answer, v.lam[2 * model.p + upper * n + j] / (objective * D[j]));
     }
@@ -412,7 +412,7 @@ class Scaled {
         bool below = false;
         double coefficient = 1;
     };
-    struct Homes { const Tensor *rows, *below, *lb, *ub; };
+    struct Homes { const Tensor *rows, *below, *lb, *ub, *nu; };
     struct Equality {  // a row of A, or a row of G that has no room between its sides, which may be those of parallel rows
         int row;
         bool of_A = true;
@@ -423,7 +423,6 @@ class Scaled {
         double ratio(bool down) const { return of_A ? 1 : side(down).below == down ? side(down).coefficient : -side(down).coefficient; }
         double factor(bool down) const { return of_A ? 1 : down ? -lower.coefficient : upper.coefficient; }
     };
-    struct EqualityHomes { const Tensor* nu; Homes sides; };
     std::vector<int> rows;  // of the user's G, that are rows of the model
     std::vector<Equality> equalities;
     std::vector<Owner> lower_owner, upper_owner;
@@ -435,7 +434,7 @@ class Scaled {
 
     double* at(const Tensor& x, int64_t i = 0) const { return static_cast<double*>(x.data) + k * x.stride + i; }
     const Owner& owner(bool upper, int j) const { return (upper ? upper_owner : lower_owner)[j]; }
-    Homes multipliers() const { return {&g.lam, &g.lam_lower, &g.lam_lb, &g.lam_ub}; }
+    Homes multipliers() const { return {&g.lam, &g.lam_lower, &g.lam_lb, &g.lam_ub, &g.nu}; }
     const Tensor& home(const Owner& o, bool upper, const Homes& of) const {
         return *(o.row >= 0 ? (o.below ? of.below : of.rows) : upper ? of.ub : of.lb);
     }
@@ -453,16 +452,16 @@ class Scaled {
     void put(bool upper, int j, const Homes& to, double multiplier) const { put(owner(upper, j), upper, j, to, multiplier); }
     // Of the sides of an equality the one with a multiplier stands for it.
     bool pulls_down(int i) const { return !equalities[i].of_A && value(equalities[i].lower, false, 0, multipliers()) > 0; }
-    double of_equality(int i, const EqualityHomes& of) const {
+    double of_equality(int i, const Homes& of) const {
         const Equality& e = equalities[i];
         const bool down = pulls_down(i);
-        if (!e.of_A) return value(e.side(down), !down, 0, of.sides) / e.factor(down);
+        if (!e.of_A) return value(e.side(down), !down, 0, of) / e.factor(down);
         return of.nu->data ? *at(*of.nu, e.row) : 0;
     }
-    void put_equality(int i, bool down, const EqualityHomes& to, double multiplier) const {
+    void put_equality(int i, bool down, const Homes& to, double multiplier) const {
         const Equality& e = equalities[i];
         if (e.of_A) *at(*to.nu, e.row) = multiplier;
-        else put(e.side(down), !down, 0, to.sides, down ? -multiplier : multiplier);
+        else put(e.side(down), !down, 0, to, down ? -multiplier : multiplier);
     }
     void put_bound(int j, bool upper, double multiplier) const { put(upper, j, multipliers(), multiplier); }
 
@@ -617,6 +616,10 @@ class Scaled {
 
 // ---- the rungs -------------------------------------------------------------------------------------------------------
 
+Model curved(Model model, double more) {  // the same with so much more curvature everywhere
+    for (int j = 0; j < model.n; ++j) model.Q[size_t(j) * model.n + j] += more;
+    return model;
+}
 // Least violation: the objective ½|Az − b|², and rows that may be violated (soft = 1).
 Model violation_of(const Model& model) {
     Model v = model;
@@ -734,8 +737,7 @@ struct Rung {
             if (found.z.empty() || error_now < off) found = now, off = error_now;
         };
         const auto damped = [&](double curvature, double soft) {
-            Model near = model;
-            for (int j = 0; j < model.n; ++j) near.Q[size_t(j) * model.n + j] += curvature;
+            const Model near = curved(model, curvature);
             Attempt<V> attempt(near, soft, soft);
             attempt.solve(tolerance, iterations);
             take(attempt.answer());
@@ -783,8 +785,7 @@ struct Rung {
             if (closest<V>(point, found) && error(found) <= tolerance) return scaled.store(found, false), SOLVED;
             if (violated > 0.01 * tolerance && !g.closest && contradiction<V>(soft, point, found)) return PRIMAL_INFEASIBLE;
         } else if (!fine && !g.closest) {  // rows that meet nowhere, or so far out that rounding lets them: not near to zero
-            Model near = least;
-            for (int j = 0; j < model.n; ++j) near.Q[size_t(j) * model.n + j] += ridge;
+            const Model near = curved(least, ridge);
             Attempt<V> damped(near, 1);
             damped.solve(1e-12, iterations);
             point = damped.violations(model);

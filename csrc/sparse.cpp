@@ -84,7 +84,7 @@ class SparseCall {
         over_threads(workers, groups, 1, keep_bytes + work_bytes, watch, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
             bool serves[Lanes::width] = {};  // the kept factor
-            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, serves);
+            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, header ? serves : nullptr);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
             for (int64_t k = i * p.lanes; k < last; ++k) {
                 int32_t& status = View<int32_t>(g.status).of(k)[0];
@@ -224,7 +224,7 @@ class SparseCall {
         if (task != Task::SOLVE) return group.adjoint(system, work, task == Task::REBUILD);
         const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
         group.solve(system, work, !good);
-        if (serves) std::copy_n(group.converged, lanes_of<V>, serves);
+        if (serves && work.base) group.factor_serves(serves);
         for (int l = 0; l < group.count; ++l)
             if (!lane(good, l)) View<int32_t>(g.status).of(group.member[l])[0] = NOT_CONVEX;
     }

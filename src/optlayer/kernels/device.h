@@ -207,8 +207,6 @@ template <class T, class Tm> struct Task {
         if (!measuring()) {
             load_matrices(group, shared);
             system.find_unit();
-        }
-        if (!measuring()) {
             group.load_sides(), group.load_multipliers(group.x.lam);
             rebuild = rebuild || group.idle_equalities(group.x.lam) > T(0);
         }

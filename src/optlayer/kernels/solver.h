@@ -62,7 +62,7 @@ struct Group {
     Point<V> out{};
     int64_t member[W];
     int count = 0;
-    bool converged[W];  // whether `adjoint` has found the derivative of each lane; after a solve: whether its factor serves
+    bool converged[W];  // whether `adjoint` has found the derivative of each lane
 
     Group(const Args& args, const Plan& p, const Tm& team = Tm()) : g(args), plan(p), t(team) {}
 
@@ -226,9 +226,9 @@ struct Group {
     // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
     // that the multipliers do not tell.
     auto idle_equality(int k, const V* lam) const {
-        const int l = x.opposite(k);
-        const V both = l < 0 ? V(0) : x.on[k] * x.on[l];
-        return (both > V(0)) & (x.h[k] + x.h[l < 0 ? k : l] == V(0)) & (lam[k] + lam[l < 0 ? k : l] == V(0));
+        const int there = x.opposite(k), l = there < 0 ? k : there;
+        const V both = there < 0 ? V(0) : x.on[k] * x.on[l];
+        return (both > V(0)) & (x.h[k] + x.h[l] == V(0)) & (lam[k] + lam[l] == V(0));
     }
     // The largest over a group of 1 where that is so.
     V idle_equalities(const V* lam) const {
@@ -371,9 +371,13 @@ struct Group {
     // h - G z; of a row that is a bound from whichever side it is.
     void store_slacks(const V* s) const { store_sides(s, {g.s, {nullptr, 0}, {nullptr, 0}, {nullptr, 0}}, false); }
 
-    void store_answer() {
+    // After a solve: the lanes whose derivative its factor can find.
+    void factor_serves(bool* lanes) const {
         const V idle = idle_equalities(out.lam);
-        for (int l = 0; l < W; ++l) converged[l] = !(lane(idle, l) > T(0));
+        for (int l = 0; l < W; ++l) lanes[l] = !(lane(idle, l) > T(0));
+    }
+
+    void store_answer() const {
         store(out.z, g.z, plan.n);
         if (plan.m) store(out.nu, g.nu, plan.m);
         V* s = out.s;

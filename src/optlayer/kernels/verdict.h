@@ -87,6 +87,7 @@ struct Verdict {
     static constexpr double cancelled = 10;
     static constexpr double suspect = 1e-9;  // relative: from here on what rounding may hide is looked at in full
     V force = V(0);
+    V objective = V(0);      // of the point that was judged last: |z'Qz| + |q'z|
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
     V noise, noise_of_forces;  // of a sum, relative to its terms; of one of stationarity
     bool rounded = std::is_same<T, float>::value;  // every number is then known by itself
@@ -112,6 +113,7 @@ struct Verdict {
         a.add_Qz(t, out.z, gd);
         const V zQz = t.sum(n, [&](int j) { return out.z[j] * gd[j]; });
         const V qz = t.sum(n, [&](int j) { return out.z[j] * a.q[j]; });
+        objective = abs(zQz) + abs(qz);
         t.each(n, [&](int j) {
             size[j] = abs(gd[j]) + abs(a.q[j]);
             gd[j] = gd[j] + a.q[j];
@@ -137,7 +139,7 @@ struct Verdict {
         t.largest(out.primal), t.total(hlam);
         out.gap = abs(zQz + qz + bnu + hlam - wanted_gap);
         V worst = V(0);
-        if (!pairs) worst = out.gap / larger(abs(zQz) + abs(qz) + abs(bnu) + abs(hlam), V(T(1e-30)));
+        if (!pairs) worst = out.gap / larger(objective + abs(bnu) + abs(hlam), V(T(1e-30)));
 
         const V fine = V(T(Tuning<T>::fine));
         V of_forces = forces(false), of_rows = rows(false);
@@ -245,15 +247,11 @@ struct Verdict {
         if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
     }
 
-    // Whether rounding hides all of the objective but a few digits: so far out along a direction that Q hardly feels that it
-    // may as well have no end.
-    OPTLAYER_CALL auto loses_objective() {
-        t.each(a.n, [&](int j) { gd[j] = V(0); });
-        a.add_Qz(t, out.z, gd);
-        const auto total = [&](auto&& of) { return t.sum(a.n, of); };
-        const V curved = total([&](int j) { return out.z[j] * gd[j]; }), linear = total([&](int j) { return out.z[j] * a.q[j]; });
-        const V terms = total([&](int j) { return abs(out.z[j]) * a.Q_size(j, out.z); });
-        return noise_of_forces * terms > most_of_sides * (abs(curved) + abs(linear));
+    // Whether rounding hides all of the objective but a few digits, at the point that was judged: so far out along a direction
+    // that Q hardly feels that it may as well have no end.
+    OPTLAYER_CALL auto loses_objective() const {
+        const V terms = t.sum(a.n, [&](int j) { return abs(out.z[j]) * a.Q_size(j, out.z); });
+        return noise_of_forces * terms > most_of_sides * objective;
     }
 
   private:
