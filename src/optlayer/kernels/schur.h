@@ -4,7 +4,7 @@
 //     G z = v0 - M y,   M = G P G',   P = Q⁻¹ - Q⁻¹A'(A Q⁻¹ A')⁻¹A Q⁻¹,
 // and the interior point lives in (s, lam) alone: every iteration factors M + W, W = S/Λ.
 #pragma once
-#include "workspace.h"
+#include "matrix.h"
 
 namespace optlayer {
 

@@ -18,7 +18,7 @@
 //
 // Normal and Reduced (normal.h), Schur (schur.h), SparseSystem (sparse.h) are such systems.
 #pragma once
-#include "workspace.h"
+#include "matrix.h"
 
 namespace optlayer {
 

@@ -16,7 +16,7 @@
 #pragma once
 #include "args.h"
 #include "tuning.h"
-#include "workspace.h"
+#include "matrix.h"
 
 namespace optlayer {
 
