@@ -101,8 +101,8 @@ bench-setup: $(BENCH_STAMP)  ## .venv-bench with the package and its peers
 bench: $(BENCH_STAMP) core  ## time against the peers; writes the report from the measurements
 	$(BENCH_VENV)/bin/python -m benchmarks.run $(ARGS)
 
-bench-sparse: $(STAMP) core  ## time sparse batches against PIQP; writes docs/sparse-benchmark.md
-	$(ONE) $(BIN)/python -m benchmarks.sparse $(ARGS)
+bench-sparse: $(BENCH_STAMP) core  ## time sparse batches beside their peers; writes docs/sparse-benchmark.md
+	$(ONE) $(BENCH_VENV)/bin/python -m benchmarks.sparse $(ARGS)
 
 bench-families: $(STAMP) core  ## median and worst time of every kind of hard problem, into docs/backends.md
 	$(ONE) $(BIN)/python -m benchmarks.families --write $(ARGS)

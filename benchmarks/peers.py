@@ -181,12 +181,30 @@ def cvxpylayers(tensors: Arrays, upstream: np.ndarray) -> Case:
     return _torch_case(solve, _leaves(tensors), upstream)
 
 
-def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched", device: str = "cpu") -> Case:
-    """`layout`: "shared" has one P and A for the batch; "sparse" only the entries that are ever non-zero."""
+def moreau_case(
+    patterns: dict[str, tuple[np.ndarray, np.ndarray]], values: Arrays, q: np.ndarray, rhs: np.ndarray, equalities: int,
+    upstream: np.ndarray, device: str = "cpu", **settings: Any,
+) -> Case:  # fmt: skip
+    """Its P and A: patterns (row offsets, columns) and values (nnz,) or (B, nnz). The first rows are equalities."""
     import moreau as package
     import torch
     from moreau.torch import Solver
 
+    batch, n = upstream.shape
+    m = rhs.shape[-1]
+    parts = {f"{name}_{part}": torch.tensor(x) for name, pattern in patterns.items()
+             for part, x in zip(("row_offsets", "col_indices"), pattern, strict=True)}  # fmt: skip
+    solver = Solver(
+        n=n, m=m, **parts, cones=package.Cones(num_zero_cones=equalities, num_nonneg_cones=m - equalities),
+        settings=package.Settings(device=device, batch_size=batch, enable_grad=True, **settings),
+    )
+    vectors = {"q": np.broadcast_to(q, (batch, n)), "b": np.broadcast_to(rhs, (batch, m))}
+    leaves = _leaves(values | vectors, device=device)
+    return _torch_case(lambda P, A, q, b: solver.solve(P, A, q, b).x, leaves, upstream)
+
+
+def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched", device: str = "cpu") -> Case:
+    """`layout`: "shared" has one P and A for the batch; "sparse" only the entries that are ever non-zero."""
     sparse, shared = layout == "sparse", layout != "batched"
     if sparse and max(np.count_nonzero(tensors[name]) / tensors[name].size for name in ("Q", "G")) > 0.5:
         raise Unsuitable("no sparse tensors")
@@ -198,25 +216,14 @@ def moreau(tensors: Arrays, upstream: np.ndarray, layout: str = "batched", devic
     m = tensors["b"].shape[-1] if "b" in tensors else 0
     matrices = {"P": tensors["Q"], "A": _stack(tensors, "A", "G", batch)}
     rhs = _stack(tensors, "b", "h", batch)
-    rows, columns, values = {}, {}, {}
+    patterns, values = {}, {}
     for name, matrix in matrices.items():
         if not shared:
             matrix = np.broadcast_to(matrix, (batch, *matrix.shape[-2:]))
         mask = (matrix != 0).reshape(-1, *matrix.shape[-2:]).any(0) if sparse else np.ones(matrix.shape[-2:], bool)
-        rows[name] = torch.tensor(np.concatenate([[0], mask.sum(1).cumsum()]))
-        columns[name] = torch.tensor(mask.nonzero()[1])
-        values[name] = torch.tensor(matrix[..., mask], dtype=torch.float64, device=device).requires_grad_()
-    solver = Solver(
-        n=n, m=rhs.shape[-1], P_row_offsets=rows["P"], P_col_indices=columns["P"], A_row_offsets=rows["A"],
-        A_col_indices=columns["A"], settings=package.Settings(device=device, batch_size=batch, enable_grad=True),
-        cones=package.Cones(num_zero_cones=m, num_nonneg_cones=rhs.shape[-1] - m),
-    )
-    leaves = {
-        **values,
-        "q": torch.tensor(np.broadcast_to(tensors["q"], (batch, n)).copy(), device=device).requires_grad_(),
-        "b": torch.tensor(np.broadcast_to(rhs, (batch, rhs.shape[-1])).copy(), device=device).requires_grad_(),
-    }
-    case = _torch_case(lambda P, A, q, b: solver.solve(P, A, q, b).x, leaves, upstream)
+        patterns[name] = np.concatenate([[0], mask.sum(1).cumsum()]), mask.nonzero()[1]
+        values[name] = matrix[..., mask]
+    case = moreau_case(patterns, values, tensors["q"], rhs, m, upstream, device)
 
     def gradients(raw: dict[str, Any]) -> Arrays:
         grad = {name: value.cpu().numpy() for name, value in raw.items()}

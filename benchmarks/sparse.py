@@ -1,9 +1,9 @@
-"""Sparse batches against PIQP: `make bench-sparse` writes results/sparse.json and docs/sparse-benchmark.md.
+"""Sparse batches beside their peers: `make bench-sparse` writes results/sparse.json and docs/sparse-benchmark.md.
 
-Batches of 32 that share a pattern, one core, float64, times of each member in ms, medians; in turn with the peer in the
-same run. PIQP (its sparse solver) is set up once, then updated and solved for each member, with its default
-tolerances; it has no derivative. Checked are every member's KKT residual, relative to the largest terms, and the
-derivative along two random directions of q against central differences.
+Batches of 32 that share a pattern, one core, float64; times of each member in ms, medians of calls in turn with the
+peers'. A peer is a row of `PEERS`: it takes the batch and an upstream gradient, and gives calls; without its package it
+is left out. Checked are every member's KKT residual, relative to the largest terms, the derivative along two random
+directions of q against central differences, and how far a peer's z is from ours.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 import optlayer
+from benchmarks import hpipm
 from benchmarks.maros import machine
-from benchmarks.sparse_workloads import VARIANTS, WORKLOADS, Batch, make, quadruped
+from benchmarks.peers import Case, Unsuitable, moreau_case
+from benchmarks.sparse_workloads import VARIANTS, WORKLOADS, Batch, make
 from optlayer import Sparse, solve
 
 RESULTS = Path(__file__).parent / "results" / "sparse.json"
 PAGE = Path(__file__).parents[1] / "docs" / "sparse-benchmark.md"
+EXACT = 1e-3
+"""A peer's z or gradient that is farther off, relative to its size, is marked."""
 
 
 def tensors(batch: Batch) -> dict[str, Any]:
@@ -46,16 +52,21 @@ def leaves(t: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
     return made, [x.values if isinstance(x, Sparse) else x for x in made.values()]
 
 
-def median(call: Callable[[], Any], seconds: float, least: int = 3) -> float:
-    """Median time in seconds."""
-    call()
-    times: list[float] = []
-    end = perf_counter() + seconds
-    while len(times) < least or (perf_counter() < end and len(times) < 50):
-        start = perf_counter()
+def medians(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, float]:
+    """Median time of each call in seconds, measured in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+
+    def wanting(own: list[float]) -> bool:
+        return len(own) < least or (sum(own) < seconds and len(own) < 50)
+
+    for call in calls.values():
         call()
-        times.append(perf_counter() - start)
-    return statistics.median(times)
+    while turn := [name for name in calls if wanting(times[name])]:
+        for name in turn:
+            start = perf_counter()
+            calls[name]()
+            times[name].append(perf_counter() - start)
+    return {name: statistics.median(own) for name, own in times.items()}
 
 
 def residual(batch: Batch, s: optlayer.Solution) -> float:
@@ -84,26 +95,37 @@ def residual(batch: Batch, s: optlayer.Solution) -> float:
     return worst
 
 
-def derivative_error(t: dict[str, Any], s: optlayer.Solution, grad_q: torch.Tensor, up: torch.Tensor) -> float:
-    """The derivative along directions of q against central differences, relative, at the worst member."""
-    rng, worst = torch.Generator().manual_seed(1), 0.0
+Slopes = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def slopes(t: dict[str, Any], up: torch.Tensor) -> Slopes:
+    """Directions of q, the derivative along each by central differences, and the size of an error."""
+    rng, found, step = torch.Generator().manual_seed(1), [], 1e-6
     for _ in range(2):
-        d = torch.randn(s.z.shape, generator=rng, dtype=torch.float64)
-        d, step = d * (1 + t["q"].abs().max()) / d.abs().max(), 1e-6
-        grad = grad_q if grad_q.dim() == 2 else None
+        d = torch.randn(up.shape, generator=rng, dtype=torch.float64)
+        d = d * (1 + t["q"].abs().max()) / d.abs().max()
         ahead, back = (solve(**(t | {"q": t["q"] + k * step * d}), check=False).z for k in (1, -1))
-        wanted = ((ahead - back) / (2 * step) * up).sum(-1)
-        got = (grad * d).sum(-1) if grad is not None else wanted
-        size = wanted.abs() + (up.norm(dim=-1) * ((ahead - back) / (2 * step)).norm(dim=-1)) * 1e-3
-        off = ((got - wanted).abs() / size.clamp(min=1e-12)).sort().values
+        change = (ahead - back) / (2 * step)
+        wanted = (change * up).sum(-1)
+        found.append((d, wanted, wanted.abs() + up.norm(dim=-1) * change.norm(dim=-1) * 1e-3))
+    return found
+
+
+def derivative_error(known: Slopes, grad: torch.Tensor) -> float:
+    """The relative error of the gradient with respect to q along the directions, at the worst member but a tenth."""
+    worst = 0.0
+    for d, wanted, size in known if grad.dim() == 2 else ():
+        off = (((grad * d).sum(-1) - wanted).abs() / size.clamp(min=1e-12)).sort().values
         worst = max(worst, float(off[int(0.9 * len(off))]))  # (some members meet a change of the active set)
     return worst
 
 
-def piqp(batch: Batch) -> Callable[[], None]:
-    """Set up once, then updated and solved for each member."""
+# --- peers ----------------------------------------------------------------------------------------------------------
+
+
+def piqp(batch: Batch, upstream: np.ndarray) -> Case:
+    """Its sparse solver, set up once, then updated and solved for each member; default tolerances."""
     import piqp as package
-    import scipy.sparse as sp
 
     members = [batch.member(i) for i in range(batch.batch)]
     for t in members:
@@ -115,89 +137,147 @@ def piqp(batch: Batch) -> Callable[[], None]:
     solver = package.SparseSolver()
     given = [first.get(name) for name in ("Q", "q", "A", "b", "G")]
     solver.setup(*given, None, first.get("h"), first["lb"], first["ub"])
+    z = np.empty_like(upstream)
 
-    def run() -> None:
-        for t in members:
+    def forward() -> np.ndarray:
+        for i, t in enumerate(members):
             given = {"c": t["q"], "b": t.get("b"), "h_u": t.get("h"), "x_l": t["lb"], "x_u": t["ub"]}
             for theirs, name in (("P", "Q"), ("A", "A"), ("G", "G")):
                 if name in batch.values and batch.values[name].ndim == 2:
                     given[theirs] = t[name]
             solver.update(**{name: x for name, x in given.items() if x is not None})
             solver.solve()
+            z[i] = solver.result.x
+        return z
 
-    return run
+    return Case(forward)
 
 
-def measure(name: str, variant: str, seconds: float, members: int = 32) -> dict[str, Any]:
-    """Times and errors of one workload."""
+def moreau(batch: Batch, upstream: np.ndarray) -> Case:
+    """Its interior point with exact derivatives, values shared where they are; its rows are A, G and the bounds."""
+    import moreau as package
+
+    t, eye = batch.vectors, sp.eye(upstream.shape[-1], format="csr")
+    rows = [(name, side) for name, side in (("A", "b"), ("G", "h")) if side in t]
+    parts = [(batch.patterns[name], batch.values[name], t[side]) for name, side in rows]
+    for name, sign in (("lb", -1.0), ("ub", 1.0)):
+        if name in t:
+            there = np.isfinite(t[name])
+            parts.append((eye[there], np.full(there.sum(), sign), sign * t[name][there]))
+    equalities = t["b"].shape[-1] if "b" in t else 0
+    stack = sp.vstack([part for part, *_ in parts], format="csr")
+    return moreau_case(
+        {"P": (batch.patterns["Q"].indptr, batch.patterns["Q"].indices), "A": (stack.indptr, stack.indices)},
+        {"P": batch.values["Q"], "A": _beside([values for _, values, _ in parts])},
+        t["q"], _beside([side for *_, side in parts]), equalities, upstream,
+        solver="ipm", ipm_settings=package.IPMSettings(diff_method="exact"),
+    )  # fmt: skip
+
+
+def _beside(parts: list[np.ndarray]) -> np.ndarray:
+    """Concatenated, with a batch dimension if one of them has it."""
+    lead = max((part.shape[:-1] for part in parts), key=len)
+    return np.concatenate([np.broadcast_to(part, (*lead, part.shape[-1])) for part in parts], axis=-1)
+
+
+PEERS: dict[str, Callable[[Batch, np.ndarray], Case]] = {"piqp": piqp, "moreau": moreau}
+
+
+# --- measuring and telling ------------------------------------------------------------------------------------------
+
+
+def measure(name: str, variant: str, seconds: float, peers: dict[str, Any], members: int = 32) -> dict[str, Any]:
+    """Times, beside those of the peers, and errors of one workload."""
     batch = make(name, variant, members)
     t = tensors(batch)
-    with torch.no_grad():
-        forward = median(lambda: solve(**t, check=False), seconds)
-        s = solve(**t, check=False)
     made, wanted = leaves(t)
+    s = solve(**t, check=False)
     up = torch.randn(s.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def forward(threads: int = 1) -> Any:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            solve(**t, check=False)
+        torch.set_num_threads(1)
 
     def both() -> Any:
         return torch.autograd.grad(solve(**made, check=False).z, wanted, up)
 
-    both_time = median(both, seconds)
-    gradients = dict(zip(made, both(), strict=True))
-    try:
-        peer: float | None = median(piqp(batch), seconds)
-    except ImportError:
-        peer = None
-    scale = 1e3 / members
+    known = slopes(t, up) if "q" in batch.unique else []
+    calls = {"forward": forward, "both": both} | ({"two threads": partial(forward, 2)} if members > 1 else {})
+    off, derivative = {}, {"optlayer": derivative_error(known, dict(zip(made, both(), strict=True))["q"])}
+    for peer, prepare in peers.items():
+        try:
+            case = prepare(batch, up.numpy())
+        except (ImportError, Unsuitable):
+            continue
+        calls[peer] = case.forward
+        off[peer] = float(abs(np.asarray(case.forward()) - s.z.numpy()).max() / (1 + s.z.abs().max()))
+        if case.both:
+            calls[f"{peer} both"] = case.both
+            derivative[peer] = derivative_error(known, case.both()[2]["q"])
     return {
-        "workload": name, "variant": variant, "members": members, "forward": forward * scale, "both": both_time * scale,
-        "piqp": None if peer is None else peer * scale, "unsolved": int((s.status != 0).sum()),
-        "iterations": float(s.iterations.double().mean()), "residual": residual(batch, s),
-        "derivative": derivative_error(t, s, gradients["q"], up),
+        "workload": name, "variant": variant, "members": members,
+        "ms": {call: 1e3 / members * time for call, time in medians(calls, seconds).items()},
+        "unsolved": int((s.status != 0).sum()), "iterations": float(s.iterations.double().mean()),
+        "residual": residual(batch, s), "derivative": derivative if known else {}, "off": off if known else {},
     }  # fmt: skip
 
 
-def alone(seconds: float) -> dict[str, Any]:
-    """The quadruped's controller as it comes: one member, semidefinite Q."""
-    p = quadruped(0.0)
-    vectors = {k: p[k] for k in ("q", "h", "b", "lb", "ub")}
-    batch = Batch({k: p[k] for k in "QGA"}, {k: p[k].data for k in "QGA"}, vectors, 1)
-    t = tensors(batch)
-    with torch.no_grad():
-        forward = median(lambda: solve(**t, check=False), seconds)
-        s = solve(**t, check=False)
-    peer = median(piqp(batch), seconds)
-    return {"forward": forward * 1e3, "piqp": peer * 1e3, "unsolved": int((s.status != 0).sum())}
+def cell(row: dict[str, Any], call: str) -> str:
+    """A time, marked where the answer is wrong."""
+    if call not in row["ms"]:
+        return "–"
+    peer, _, gradient = call.partition(" ")
+    wrong = row["unsolved"] if call in OURS else (row["derivative"] if gradient else row["off"]).get(peer, 0) > EXACT
+    return f"{row['ms'][call]:.3g}{' ✗' if wrong else ''}"
 
 
-def time_of(row: dict[str, Any]) -> str:
-    return f"{row['forward']:.3g}{' ✗' if row['unsolved'] else ''}"
+def ratio(row: dict[str, Any], theirs: str, ours: str) -> str:
+    return f"{row['ms'][theirs] / row['ms'][ours]:.1f}" if theirs in row["ms"] else "–"
+
+
+OURS = ("forward", "both", "two threads")
+TIMES = {"forward": "forward", "both": "with gradient", "two threads": "two threads", "piqp": "PIQP",
+         "moreau": "Moreau", "moreau both": "Moreau, with gradient"}  # fmt: skip
+HPIPM = {"hpipm": "speed", "hpipm-balance": "balance", "hpipm-exact": "speed, to 1e-12"}
+RATIOS = {"PIQP / forward": ("piqp", "forward"), "Moreau / with gradient": ("moreau both", "both"),
+          "one / two threads": ("forward", "two threads")}  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], times: dict[str, str], **more: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A line for each row: its times, and more."""
+    columns = {title: partial(cell, call=call) for call, title in times.items()} | more
+    lines = [f"| workload | values | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for r in rows:
+        values = "shared" if r["variant"] == "shared" else "differ"
+        lines.append(f"| {r['workload']} | {values} | {' | '.join(column(r) for column in columns.values())} |")
+    return lines
 
 
 def page(results: dict[str, Any]) -> str:
-    """The table for the documentation."""
+    """The tables for the documentation."""
     where = results["machine"]
+    ratios = {title: partial(ratio, theirs=a, ours=b) for title, (a, b) in RATIOS.items()}
+    errors = {
+        "KKT residual": lambda r: f"{r['residual']:.0e}",
+        "derivative error": lambda r: f"{r['derivative']['optlayer']:.0e}" if r["derivative"] else "–",
+    }
     lines = [
         "# Sparse batches", "",
-        "Batches of 32 that share a pattern, one thread, float64; ms for each member, medians. ✗: some is not solved.",
-        "PIQP: its sparse solver, set up once, then updated and solved. Written by `make bench-sparse` "
-        f"({where['cpu']}, torch {where['torch']}, commit `{where['commit'][:12]}`).", "",
-        "| workload | values | forward | with gradient | PIQP | PIQP / forward | KKT residual | derivative error |",
-        "|---|---|---|---|---|---|---|---|",
+        "Batches of 32 that share a pattern, float64, one thread but where it says two; ms for each member, medians of",
+        "calls in turn. ✗: some is not solved; a peer's solution or gradient that is more than 1e-3 off.",
+        "PIQP: its sparse solver, set up once, then updated and solved. Moreau: its interior point, derivatives exact.",
+        f"Written by `make bench-sparse` ({where['cpu']}, torch {where['torch']}, commit `{where['commit'][:12]}`).",
+        "", *table(results["batches"], TIMES, **ratios, **errors),
     ]  # fmt: skip
-    for r in results["batches"]:
-        peer = "–" if r["piqp"] is None else f"{r['piqp']:.3g}"
-        ratio = "–" if r["piqp"] is None else f"{r['piqp'] / r['forward']:.1f}"
-        lines.append(
-            f"| {r['workload']} | {'shared' if r['variant'] == 'shared' else 'differ'} | {time_of(r)} "
-            f"| {r['both']:.3g} | {peer} | {ratio} | {r['residual']:.0e} | {r['derivative']:.0e} |"
-        )
-    if "alone" in results:
-        r = results["alone"]
-        times = f"{time_of(r)} ms (PIQP {r['piqp']:.2g} ms)"
-        lines += ["", f"The quadruped's controller alone, with its semidefinite Q: {times}."]
-    if results.get("singles"):
-        lines += ["", "One member at a time:", "", "| workload | optlayer | PIQP |", "|---|---|---|"]
-        lines += [f"| {r['workload']} | {time_of(r)} | {r['piqp']:.3g} |" for r in results["singles"]]
+    stages = [r for r in results["batches"] if "hpipm" in r["ms"]]
+    if stages:
+        ahead = {f"{name} / ours": partial(ratio, theirs=call, ours="forward") for call, name in HPIPM.items()}
+        lines += ["", "HPIPM, built from source, solves stage by stage, to 1e-8, at which its z is 1e-4 off. Its data is",
+                  "set once, outside the time.", "", *table(stages, {"forward": "optlayer"} | HPIPM, **ahead)]
+    lines += ["", "One member at a time:", "", *table(results["singles"], {"forward": "optlayer", "piqp": "PIQP"})]
+    lines += ["", "`controller`: the quadruped's, with its semidefinite Q, as it comes; in a batch with other states."]
     return "\n".join(lines) + "\n"
 
 
@@ -206,26 +286,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.5, help="for each median")
     parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS))
+    parser.add_argument("--hpipm", metavar="LIBRARY", help="libhpipm.so, see benchmarks/hpipm.py")
     parser.add_argument("--quick", action="store_true", help="print only")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"machine": machine(), "version": optlayer.__version__}
-    results["batches"] = []
+    peers = dict(PEERS)
+    if chosen.hpipm:
+        for variant in hpipm.VARIANTS:
+            peers[variant] = partial(hpipm.prepare, library=chosen.hpipm, variant=variant)
+    results: dict[str, Any] = {"machine": machine(), "version": optlayer.__version__, "batches": [], "singles": []}
+
+    def add(kind: str, *of: Any) -> None:
+        row = measure(*of)
+        results[kind].append(row)
+        times = " ".join(f"{call} {cell(row, call)}" for call in row["ms"])
+        errors = f"residual {row['residual']:.0e} derivative {row['derivative'].get('optlayer', np.nan):.0e}"
+        print(f"{of[0]:10} {of[1]:6} {row['members']:2} {times} unsolved {row['unsolved']} {errors}", flush=True)
+
     for name in chosen.workloads:
         for variant in VARIANTS:
-            row = measure(name, variant, chosen.seconds)
-            results["batches"].append(row)
-            ratio = float("nan") if row["piqp"] is None else row["piqp"] / row["forward"]
-            print(
-                f"{name:10s} {variant:7s} forward {row['forward']:.3f} both {row['both']:.3f} piqp {row['piqp']:.3f} "
-                f"ratio {ratio:.1f} unsolved {row['unsolved']} residual {row['residual']:.0e} "
-                f"derivative {row['derivative']:.0e}", flush=True
-            )  # fmt: skip
-    results["singles"] = [measure(name, "shared", chosen.seconds / 3, 1) for name in chosen.workloads]
-    for row in results["singles"]:
-        print(f"{row['workload']:10s} alone {row['forward']:.3f} piqp {row['piqp']:.3f}")
-    results["alone"] = alone(chosen.seconds)
-    print("quadruped alone", results["alone"])
+            add("batches", name, variant, chosen.seconds, peers)
+    for name in chosen.workloads:
+        add("singles", name, "shared", chosen.seconds / 3, {"piqp": piqp}, 1)
     if not chosen.quick:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         PAGE.write_text(page(results))

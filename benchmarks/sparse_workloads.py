@@ -272,17 +272,26 @@ def quadruped(curvature: float = 1e-3) -> dict[str, Any]:
     return p
 
 
-def _quadruped(rng: np.random.Generator, batch: int) -> _Model:
-    p = quadruped()
-    q = p["q"] + 0.05 * np.abs(p["q"]).max() * rng.standard_normal((batch, len(p["q"]))) * (p["Q"].diagonal() > 1e-2)
-    b = np.tile(p["b"], (batch, 1))
-    b[:, :12] += 0.01 * rng.standard_normal((batch, 12))
-    return _Model(p["Q"], {"q": q, "h": p["h"], "b": b, "lb": p["lb"], "ub": p["ub"]}, G=p["G"], A=p["A"],
-                  noise={"A": 0.001, "G": 0.01}, unique=("Q", "q", "A", "b", "lb", "ub"))  # fmt: skip
+def _quadruped(curvature: float) -> Callable[[np.random.Generator, int], _Model]:
+    """The controller with q and the initial state perturbed; of the one as it comes, member 0 is undisturbed."""
+
+    def model(rng: np.random.Generator, batch: int) -> _Model:
+        p = quadruped(curvature)
+        moved = np.arange(batch)[:, None] >= (curvature == 0)
+        known = p["Q"].diagonal() > 1e-2
+        q = p["q"] + moved * known * 0.05 * np.abs(p["q"]).max() * rng.standard_normal((batch, len(p["q"])))
+        b = np.tile(p["b"], (batch, 1))
+        b[:, :12] += moved * 0.01 * rng.standard_normal((batch, 12))
+        return _Model(p["Q"], {"q": q, "h": p["h"], "b": b, "lb": p["lb"], "ub": p["ub"]}, G=p["G"], A=p["A"],
+                      noise={"A": 0.001, "G": 0.01},
+                      unique=("Q", "q", "A", "b", "lb", "ub") if curvature else ())  # fmt: skip
+
+    return model
 
 
 WORKLOADS: dict[str, Callable[[np.random.Generator, int], _Model]] = {
     "mpc20": _mpc(20), "mpc50": _mpc(50), "tv": _tv, "tv2d": _tv2d, "sudoku9": _sudoku9, "factor": _factor,
-    "dcopf118": _dcopf(118), "dcopf300": _dcopf(300), "lasso": _lasso, "quadruped": _quadruped,
+    "dcopf118": _dcopf(118), "dcopf300": _dcopf(300), "lasso": _lasso, "quadruped": _quadruped(1e-3),
+    "controller": _quadruped(0.0),
 }  # fmt: skip
 VARIANTS = ("shared", "values")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, gpu_report, gpu_tasks, peers, report
+from benchmarks import gpu, gpu_report, gpu_tasks, peers, report, sparse
 from benchmarks.workloads import Arrays
 
 from optlayer import solve
@@ -167,3 +167,27 @@ def test_cupiqp_gets_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(grads[0][name], grads[1][name], rtol=1e-6, atol=1e-9)
     with pytest.raises(peers.Unsuitable):
         peers.cupiqp(tensors, upstream, device="cpu")
+
+
+@needs_core
+def test_sparse_batches_beside_a_peer_a_liar_and_an_absent_one() -> None:
+    def liar(batch: sparse.Batch, upstream: np.ndarray) -> peers.Case:
+        case = sparse.piqp(batch, upstream)
+        return peers.Case(lambda: case.forward() + 1)
+
+    def nobody(batch: sparse.Batch, upstream: np.ndarray) -> peers.Case:
+        raise ModuleNotFoundError("No module named 'absent'")
+
+    some = {"piqp": sparse.piqp, "moreau": liar, "hpipm": nobody}
+    rows = {kind: [sparse.measure("factor", "values", 0.0, some, members)]
+            for kind, members in (("batches", 3), ("singles", 1))}  # fmt: skip
+    row = rows["batches"][0]
+    assert row["ms"].keys() == {"forward", "both", "two threads", "piqp", "moreau"}
+    assert row["unsolved"] == 0
+    assert max(row["residual"], row["derivative"]["optlayer"]) < 1e-6
+    machine = {"cpu": "one", "torch": torch.__version__, "commit": "none"}
+    line = next(line for line in sparse.page({"machine": machine, **rows}).splitlines() if "factor" in line)
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[1:3] == ["factor", "differ"]
+    assert ["✗" in cell for cell in cells[3:9]] == [False] * 4 + [True, False]
+    assert cells[8] == "–"
