@@ -7,7 +7,7 @@ absent), the constant r and the optimal value obj where it is known. `sparse`: t
 piqp and clarabel get sparse matrices too, with tolerances of 1e-9. Every answer is judged here by the same residuals:
 primal, dual and gap in the problem's units, and the largest relative to one plus the largest term that enters it. Each
 solver has a process of its own for each problem, so that time is that of a first call, analysis of the pattern
-included, and memory can be told; it is stopped at the limit.
+included, and memory can be told; it is stopped at the limit. Of several solvers, each is set beside the last one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import resource
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -268,7 +269,22 @@ def table(rows: list[Row]) -> str:
         seconds = np.array([row.seconds for row in own])
         times = f"{np.nansum(seconds):>9.2f} {np.nanmax(seconds):>9.2f}"
         lines.append(f"{solver:<10} {len(own):>4} {counts} {relative:>9} {times}")
-    return "\n".join(lines)
+    return "\n".join(lines + beside(rows))
+
+
+def beside(rows: list[Row]) -> list[str]:
+    """Times and peak memory over those of the last solver: median, and the largest with their problems."""
+    *others, last = dict.fromkeys(row.solver for row in rows)
+    lines = []
+    for solver, (what, least) in product(others, (("seconds", 1e-6), ("megabytes", 1.0))):
+        ended = [row for row in rows if row.relative < np.inf]
+        ours, theirs = ({row.problem: max(getattr(row, what), least) for row in ended if row.solver == name}
+                        for name in (solver, last))  # fmt: skip
+        found = sorted((ours[problem] / theirs[problem], problem) for problem in ours.keys() & theirs.keys())
+        if found:
+            most = ", ".join(f"{problem} {ratio:.2f}" for ratio, problem in found[:-6:-1])
+            lines.append(f"{solver} / {last}, {what}: median {found[len(found) // 2][0]:.2f}, most {most}")
+    return lines
 
 
 def line(row: Row) -> str:

@@ -274,8 +274,9 @@ def page(results: dict[str, Any]) -> str:
     stages = [r for r in results["batches"] if "hpipm" in r["ms"]]
     if stages:
         ahead = {f"{name} / ours": partial(ratio, theirs=call, ours="forward") for call, name in HPIPM.items()}
-        lines += ["", "HPIPM, built from source, solves stage by stage, to 1e-8, at which its z is 1e-4 off. Its data is",
-                  "set once, outside the time.", "", *table(stages, {"forward": "optlayer"} | HPIPM, **ahead)]
+        lines += ["", "HPIPM, built from source, solves stage by stage, to 1e-8, at which its z is 1e-4 off.",
+                  "Its data is set once, outside the time.", "",
+                  *table(stages, {"forward": "optlayer"} | HPIPM, **ahead)]  # fmt: skip
     lines += ["", "One member at a time:", "", *table(results["singles"], {"forward": "optlayer", "piqp": "PIQP"})]
     lines += ["", "`controller`: the quadruped's, with its semidefinite Q, as it comes; in a batch with other states."]
     return "\n".join(lines) + "\n"

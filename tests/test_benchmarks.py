@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, gpu_report, gpu_tasks, peers, report, sparse
+from benchmarks import gpu, gpu_report, gpu_tasks, maros, peers, report, sparse
 from benchmarks.workloads import Arrays
 
 from optlayer import solve
@@ -191,3 +191,16 @@ def test_sparse_batches_beside_a_peer_a_liar_and_an_absent_one() -> None:
     assert cells[1:3] == ["factor", "differ"]
     assert ["✗" in cell for cell in cells[3:9]] == [False] * 4 + [True, False]
     assert cells[8] == "–"
+
+
+def test_hard_problems_tell_time_and_memory_beside_the_last_solver() -> None:
+    def row(problem: str, solver: str, seconds: float, megabytes: float, relative: float = 0.0) -> maros.Row:
+        return maros.Row(problem, solver, "SOLVED", 9, seconds, megabytes, 0.0, 0.0, 0.0, relative, 0.0)
+
+    rows = [row("A", "sparse", 3.0, 0.0), row("B", "sparse", 1.0, 6.0), row("C", "sparse", 9.0, 9.0),
+            row("A", "piqp", 2.0, 0.5), row("B", "piqp", 2.0, 2.0), row("C", "piqp", 1.0, 1.0, np.inf)]  # fmt: skip
+    assert maros.beside(rows) == [
+        "sparse / piqp, seconds: median 1.50, most A 1.50, B 0.50",
+        "sparse / piqp, megabytes: median 3.00, most B 3.00, A 1.00",
+    ]
+    assert maros.beside(rows[:3]) == []
