@@ -78,9 +78,11 @@ def test_gradients_against_finite_differences(Layer: Any) -> None:
 
 
 @BOTH
-def test_a_parametrised_quadratic_form(Layer: Any) -> None:
+@pytest.mark.parametrize("limit", [50, None], ids=["limited", "unconstrained"])
+def test_a_parametrised_quadratic_form(Layer: Any, limit: float | None) -> None:
     x, P, c = cp.Variable(4), cp.Parameter((4, 4), PSD=True), cp.Parameter(4)
-    layer = Layer(cp.Problem(cp.Minimize(cp.quad_form(x, P) + c @ x), [x <= 50]), [P, c], [x])
+    rows = [] if limit is None else [x <= limit]
+    layer = Layer(cp.Problem(cp.Minimize(cp.quad_form(x, P) + c @ x), rows), [P, c], [x])
 
     def solve(L: Tensor, c: Tensor) -> Tensor:
         return layer(L @ L.mT + torch.eye(4, dtype=F64), c)[0]

@@ -244,7 +244,9 @@ class _Form:
 
     def __init__(self, ctx: Any) -> None:
         dims = ctx.cone_dims
-        indices, starts, (rows, columns) = ctx.reduced_A.problem_data_index
+        size = ctx.q.shape[0]  # (of a model without constraints, CVXPY gives no index)
+        index = ctx.reduced_A.problem_data_index or (np.zeros(0, int), np.zeros(size + 1, int), (0, size))
+        indices, starts, (rows, columns) = index
         if int(dims.zero) + int(dims.nonneg) != rows:  # (not from a list of the other cones, which may grow)
             kinds = ", ".join(name for cone, name in _CONES.items() if getattr(dims, cone, None)) or "other"
             raise ValueError(f"optlayer solves QPs and LPs (zero and nonnegative cones); this model has {kinds} cones")
