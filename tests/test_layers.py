@@ -311,7 +311,7 @@ def test_mpc_of_many_stages_is_sparse(more: dict[str, Any], monkeypatch: pytest.
     layer = stages(20, **more)
     x0 = (0.3 * normal(6, 2)).requires_grad_()
     found = []
-    monkeypatch.setattr("optlayer.nn.mpc._DENSE", 0)
+    monkeypatch.setattr("optlayer.nn.mpc.DENSE", 0)
     for taken in (lambda M, options: M, lambda M, options: M.dense()):
         monkeypatch.setattr("optlayer.nn.mpc.taken", taken)
         inputs, states = layer(x0, torch.ones(2, dtype=F64))

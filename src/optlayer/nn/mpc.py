@@ -12,17 +12,12 @@ from ..matrices import Diagonal, Matrix
 from ..solution import Solution
 from ..solve import Options, solve
 from ..sparse import Pattern, Sparse
-from .common import Layer, positive, shaped, taken
+from .common import DENSE, Layer, positive, shaped, taken
 
 __all__ = ["LinearMPC"]
 
 Limit: TypeAlias = "float | Tensor | tuple[float | Tensor, float | Tensor]"
 Places: TypeAlias = "range | tuple[int, ...]"
-
-_DENSE = 200
-"""States and inputs of all steps up to which dense matrices are as fast, with hard limits: measured, forward and
-backward of 16 starts on one core, systems of 2 to 12 states. With soft limits sparse ones are always the faster."""
-
 
 class LinearMPC(Layer):
     """The best inputs of a linear system for the next `horizon` steps.
@@ -146,7 +141,7 @@ class LinearMPC(Layer):
         """The matrix of blocks (k, r, c), in the order of the layout: sparse if it is large."""
         values = torch.cat([block.flatten() for block in blocks])[getattr(self, f"order_{name}")]
         M = Sparse.of(self.patterns[name], values)
-        large = self.limited or sum(self.sizes) * self.horizon > _DENSE
+        large = self.limited or self.sizes[1] * self.horizon > DENSE  # (with soft limits sparse is always faster)
         return taken(M, self.options) if large else M.dense()
 
     def solution(self, x0: Tensor, target: Tensor | None = None) -> Solution:

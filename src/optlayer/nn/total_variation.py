@@ -12,13 +12,9 @@ from ..matrices import Matrix, times, times_t
 from ..solution import Solution
 from ..solve import Options, solve
 from ..sparse import Sparse
-from .common import Layer, positive, shaped, taken
+from .common import DENSE, Layer, positive, shaped, taken
 
 __all__ = ["TotalVariation"]
-
-_DENSE = 48
-"""Differences up to which dense matrices are as fast: measured, forward and backward of 16 signals on one core."""
-
 
 class TotalVariation(Layer):
     """The signal or image that is near the input and whose differences are few.
@@ -60,7 +56,7 @@ class TotalVariation(Layer):
             raise ValueError(f"shape is the length of a signal, or rows and columns of an image, not {shape}")
         self.weight = nn.Parameter(torch.tensor(float(weight)))
         D = _differences(self.shape)
-        self.patterns = None if learn_differences or D.shape[0] <= _DENSE else (D.pattern, (gram := _gram(D)).pattern)
+        self.patterns = None if learn_differences or D.shape[0] <= DENSE else (D.pattern, (gram := _gram(D)).pattern)
         if learn_differences:
             self.D = nn.Parameter(D.dense())
         elif self.patterns is None:
