@@ -274,16 +274,16 @@ def table(rows: list[Row]) -> str:
 
 def beside(rows: list[Row]) -> list[str]:
     """Times and peak memory over those of the last solver: median, and the largest with their problems."""
-    *others, last = dict.fromkeys(row.solver for row in rows)
+    solvers = list(dict.fromkeys(row.solver for row in rows))
     lines = []
-    for solver, (what, least) in product(others, (("seconds", 1e-6), ("megabytes", 1.0))):
+    for solver, (what, least) in product(solvers[:-1], (("seconds", 1e-6), ("megabytes", 1.0))):
         ended = [row for row in rows if row.relative < np.inf]
         ours, theirs = ({row.problem: max(getattr(row, what), least) for row in ended if row.solver == name}
-                        for name in (solver, last))  # fmt: skip
+                        for name in (solver, solvers[-1]))  # fmt: skip
         found = sorted((ours[problem] / theirs[problem], problem) for problem in ours.keys() & theirs.keys())
         if found:
             most = ", ".join(f"{problem} {ratio:.2f}" for ratio, problem in found[:-6:-1])
-            lines.append(f"{solver} / {last}, {what}: median {found[len(found) // 2][0]:.2f}, most {most}")
+            lines.append(f"{solver} / {solvers[-1]}, {what}: median {found[len(found) // 2][0]:.2f}, most {most}")
     return lines
 
 
