@@ -316,9 +316,8 @@ def _both_triangles(pattern: Pattern) -> tuple[Pattern, Tensor | None] | str:
         first = torch.zeros(pattern.size[0] + 1, dtype=torch.int64)
         first[1:] = torch.bincount(key // n, minlength=pattern.size[0]).cumsum(0)
         return Pattern(first, key % n, pattern.size), source
-    alone = ~torch.isin(mirrored, key)
-    if alone.any():
-        k = int(alone.nonzero()[0])
+    if not torch.equal(mirrored.sort().values, key):
+        k = int((~torch.isin(mirrored, key)).nonzero()[0])
         i, j = int(rows[k]), int(columns[k])
         return f"the entry ({i}, {j}) but not ({j}, {i}): store one triangle, or both"
     return pattern, None
