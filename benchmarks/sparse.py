@@ -247,7 +247,8 @@ def cell(row: dict[str, Any], call: str) -> str:
     if call not in row["ms"]:
         return "–"
     peer, _, gradient = call.partition(" ")
-    wrong = row["unsolved"] if call in OURS else (row["derivative"] if gradient else row["off"]).get(peer, 0) > EXACT
+    errors = row["derivative"] if gradient else row["off"]
+    wrong = row["unsolved"] > 0 if call in OURS else not errors.get(peer, 0.0) <= EXACT  # (NaN is wrong)
     return f"{row['ms'][call]:.3g}{' ✗' if wrong else ''}"
 
 
