@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from tests import fuzz
 from tests.families import CONCAVE, FAMILIES, INFEASIBLE, INVALID, UNBOUNDED, Case, generate, hopeless
+from tests.fuzz import HardDraw
 from torch import Tensor
 
 from optlayer import Diagonal, Settings, Status, backends, kkt, solve
@@ -565,6 +567,28 @@ def test_an_active_set_that_is_wrong_is_corrected(judge: Any) -> None:
     given = near(exact, 0.0)._replace(lam_lb=torch.zeros_like(exact.lam_lb), lam_ub=torch.zeros_like(exact.lam_ub))
     found = judge.judge(problem, DEFAULT, given, 1e-9)
     assert torch.allclose(found.z, exact.z, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["crossed bounds", "zero row of G", "zero row of A"])
+def test_the_reference_proves_what_the_data_alone_decide(name: str) -> None:
+    problem = check(**hopeless(INFEASIBLE[name], torch.float64))
+    found = reference.judge(problem, DEFAULT, Answer.empty(problem), 1e-9)
+    assert found.status.tolist() == [Status.PRIMAL_INFEASIBLE]
+    assert kkt.farkas_residual(problem, found.lam, found.nu, found.lam_lb, found.lam_ub) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        ("zero_row", 71000060), ("zero_equality_beside_duplicates", 71000027), ("opposite_rows", 71000285),
+        ("huge_bounds", 71000195), ("units_2_40", 71000168), ("units_2_40", 71000171),
+    ],
+)  # fmt: skip
+def test_the_reference_gives_none_up(kind: str, seed: int) -> None:
+    """Rows of zeros, bounds far away, curvatures far below the rows, a contradiction of 1e-6 far from zero."""
+    drawn = HardDraw(seed, kind)
+    solution = solve(**drawn.arguments(), backend="reference", check=False)
+    assert {fuzz.judge(drawn, solution, k) for k in range(fuzz.BATCH)} == {"right"}
 
 
 # --- the relaxed problem --------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The reference: the paper's primal-dual interior point (OptNet §3.1) in plain batched torch.
 
-The oracle that faster backends are tested against, and their fall-back: it takes every problem, on any device, and
-gives every member a verdict that was verified. It steers its loop from the host, so it does synchronise a GPU.
+The oracle that faster backends are tested against, and the backend where there is none of them: it takes every problem,
+on any device, and gives every member a verdict that was verified. It steers its loop from the host, so it does
+synchronise a GPU.
 
 Everything is computed in float64, whatever the dtype of the problem; float32 answers are rounded at the end, and judged
 after rounding. Inside, every problem has one form: all tensors present, dense, batched, padded with fixed variables
@@ -12,9 +13,10 @@ bits of a member would depend on its place in the batch). Inequalities and bound
 
 of which those with infinite d are off: lam = 0, s = 1.
 
-The way of a member: `_standard` form → `_vet` (finite? convex? lb ≤ ub?) → `_equilibrate` → `_interior` (the loop of
-the paper) → `_polish` (the active set alone) → judged by `kkt.residuals` in the user's units. What is then not solved
-goes to `_certify`: the closest point to feasibility, or the steepest ray, proves that there is no solution.
+The way of a member: `_standard` form → `_vet` (finite? convex? lb ≤ ub? rows of zeros?) → `_equilibrate` → `_interior`
+(the loop of the paper) → `_polish` (the active set alone) → judged by `kkt.residuals` in the user's units. What is then
+not solved is tried again in other units, and at last goes to `_certify`: the closest point to feasibility, or the
+steepest ray, proves that there is no solution.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ REGULARISATION = 1e-11  # of both diagonal blocks of the KKT matrix; refinement 
 CENTRALITY = 0.1  # no product s lam falls below this part of their mean
 ACCURACY = 1e-13  # at which the interior point ends ...
 ENOUGH = 1e-10  # ... or without progress in two iterations, once it is as good as this: rounding may allow no more
+FAR = 1e10  # a side so far beyond the nearest one may as well not be there; the judge sees it
 PATIENCE = 15  # iterations without progress before a member is given up
 SINGULAR = 1e-10  # eigenvalues of the KKT matrix that count as zero in derivatives
 ROUNDING = (1e-8, 1e-7)  # of float32's data: rows contradict each other by so much, or the objective falls by so much
@@ -196,14 +199,19 @@ class _Scaled:
         return _Iterate(z, nu, torch.where(lam > 0, 0.0, s.clamp(min=1e-300)), lam)
 
 
-def _equilibrate(problem: _Standard, rounds: int = 10) -> _Scaled:
-    """Ruiz: scale variables and rows until every row of the KKT matrix has largest entry 1; then the objective."""
+def _equilibrate(problem: _Standard, rounds: int = 10, anew: bool = False) -> _Scaled:
+    """Ruiz: scale variables and rows until every row of the KKT matrix has largest entry 1; then the objective.
+
+    `anew`, where that has not led to the solution: each variable by its own curvature, whatever its rows are; then all
+    in the unit of the nearest side, without those that are FAR.
+    """
     Q, q, G, h, A, b, lb, ub = problem
     fixed = problem.fixed
     origin = torch.where(fixed, lb, 0.0)
     q, b, h = q + kkt.mul(Q, origin), b - kkt.mul(A, origin), h - kkt.mul(G, origin)
     D = torch.where(fixed, 0.0, 1.0).to(q)
     E, F = torch.ones_like(b), torch.ones_like(h)
+    own = anew & (Q.diagonal(dim1=-2, dim2=-1) > 0)
 
     def root(x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 1.0).rsqrt()
@@ -214,18 +222,26 @@ def _equilibrate(problem: _Standard, rounds: int = 10) -> _Scaled:
     for _ in range(rounds):
         parts = [abs(scaled(D, Q, D)), abs(scaled(E, A, D)), abs(scaled(F, G, D))]
         column = torch.stack([x.amax(-2) for x in parts if x.shape[-2]]).amax(0)
+        column = torch.where(own, parts[0].diagonal(dim1=-2, dim2=-1), column)
         D = D * root(column)
         E = E * root(parts[1].amax(-1))
         F = F * root(parts[2].amax(-1))
+    if anew:
+        across = torch.where(D > 0, 1 / D, 0.0)
+        distances = torch.cat([E * b, F * h, across * lb, across * ub], -1).abs()
+        nearest = torch.where(distances > 0, distances, torch.inf).amin(-1, keepdim=True)
+        unit = torch.where(nearest.isfinite(), nearest, 1.0)
+        D, E, F = unit * D, E / unit, F / unit
     Q, A, G, q, b = scaled(D, Q, D), scaled(E, A, D), scaled(F, G, D), D * q, E * b
     size = torch.maximum(Q.abs().amax(-1).mean(-1, keepdim=True), q.abs().amax(-1, keepdim=True))
     cost = torch.where(size > 0, size, 1.0).reciprocal()
     Q, q = cost.unsqueeze(-1) * Q + torch.diag_embed(fixed.to(q)), cost * q
     across = 1 / torch.where(fixed, 1.0, D)
     sides = torch.cat([F, across, across], -1)
-    d = torch.cat([h, -lb, ub], -1)
-    on = d.isfinite() & ~torch.cat([torch.zeros_like(h, dtype=torch.bool), fixed, fixed], -1)
-    d = torch.where(on, sides * d, 0.0)
+    d = sides * torch.cat([h, -lb, ub], -1)
+    constant = torch.cat([torch.zeros_like(h, dtype=torch.bool), fixed, fixed], -1)
+    on = (d.abs() < (FAR if anew else torch.inf)) & ~constant
+    d = torch.where(on, d, 0.0)
     return _Scaled(Q, q, G, A, b, d, on.to(q), torch.zeros_like(cost), D, origin, E, sides, cost)
 
 
@@ -458,10 +474,17 @@ def _vet(problem: Problem, standard: _Standard) -> tuple[Tensor, Tensor]:
     shared = isinstance(problem.Q, Tensor) and problem.Q.dim() == 2
     finite = torch.where(valid[:, None, None], Q, 0.0)
     curved = _convex(finite[:1] if shared and bool(valid.all()) else finite, CURVATURE[problem.dtype])
-    status = torch.where((lb > ub).any(-1), int(Status.PRIMAL_INFEASIBLE), status)
+    status = torch.where((_contradictions(standard) > 0).any(-1), int(Status.PRIMAL_INFEASIBLE), status)
     status = torch.where(curved.expand_as(valid), status, int(Status.NOT_CONVEX))
     status = torch.where(valid, status, int(Status.INVALID_INPUT)).to(torch.int32)
     return status, status == 0
+
+
+def _contradictions(problem: _Standard) -> Tensor:
+    """How far each row of zeros, of G and A, is from its side, and each lb beyond its ub; (B, p + m + n)."""
+    rows, equalities = ((M == 0).all(-1) for M in (problem.G, problem.A))
+    parts = torch.where(rows, -problem.h, 0.0), torch.where(equalities, problem.b.abs(), 0.0), problem.lb - problem.ub
+    return torch.cat(parts, -1).clamp(min=0)
 
 
 def judge(problem: Problem, settings: Settings, answer: Answer, tolerance: float) -> Point:
@@ -491,6 +514,7 @@ def judge(problem: Problem, settings: Settings, answer: Answer, tolerance: float
         better = _judge(work, exact).relative <= _judge(work, given).relative
         for whole, part in zip(found, _pick(better, exact, given), strict=True):
             whole[members] = part
+    found = _Answer(*_pick(status == int(Status.PRIMAL_INFEASIBLE), _nothing(standard, status), found))
     found = _rounded(found, problem.dtype)
     judged = _judge(standard, found, problem.dtype == torch.float32)
     good = there & (judged.relative <= tolerance)
@@ -518,16 +542,17 @@ def _judge(problem: _Standard, answer: _Answer, rounded: bool = False) -> kkt.Re
 
 
 def _optimum(
-    problem: _Standard, iterations: int, tolerance: float, polish: bool, soft: float = 0.0, ridge: float = 0.0
+    problem: _Standard, iterations: int, tolerance: float, polish: bool, soft: float = 0.0, ridge: float = 0.0,
+    anew: bool = False,
 ) -> tuple[_Answer, _Iterate, _Scaled, Tensor]:
     """Interior point and polish; the answer in the user's units, the same in equilibrated units, iterations.
 
     Args:
         problem, iterations, tolerance, polish: what, how long, how exactly, and whether the polish follows.
         soft: how far rows give for each unit of their multiplier, and
-        ridge: what is added to the diagonal of Q, both in equilibrated units.
+        ridge: what is added to the diagonal of Q, both in equilibrated units, which are found `anew` or not.
     """
-    scaled = _equilibrate(problem)
+    scaled = _equilibrate(problem, anew=anew)
     scaled.soft = torch.full_like(scaled.soft, soft)
     scaled.Q = scaled.Q + ridge * torch.eye(scaled.Q.shape[-1]).to(scaled.Q)
     point, taken = _interior(scaled, iterations)
@@ -576,7 +601,8 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     violation = _most((Gz - problem.h).clamp(min=0), Az - problem.b)
     terms = _most(Gz, kkt.finite(problem.h), Az, problem.b)
     feasible = violation <= tolerance * (1 + terms)
-    infeasible = ~feasible & (kkt.farkas_residual(whole, proof.lam, proof.nu, proof.lam_lb, proof.lam_ub) <= 1e-9)
+    violated = violation > 1e-2 * tolerance * (1 + terms)  # (near the tolerance a proof says more)
+    infeasible = violated & (kkt.farkas_residual(whole, proof.lam, proof.nu, proof.lam_lb, proof.lam_ub) <= 1e-9)
 
     scaled = _equilibrate(problem)
     p, n = problem.G.shape[-2:]
@@ -599,7 +625,7 @@ def _certify(problem: _Standard, tolerance: float) -> tuple[_Answer, Tensor]:
     z = z * torch.where(slope < 0, -1 / slope, 0.0).unsqueeze(-1)
     steep = kkt.largest(direction) > 1e3 * tolerance
     proved = torch.maximum(kkt.ray_residual(cone.problem(), direction), kkt.ray_residual(whole, z)) <= 1e-9
-    unbounded = feasible & steep & proved
+    unbounded = feasible & ~infeasible & steep & proved
 
     status = torch.where(infeasible, int(Status.PRIMAL_INFEASIBLE), 0)
     status = torch.where(unbounded, int(Status.DUAL_INFEASIBLE), status).to(torch.int32)
@@ -621,10 +647,11 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
     if len(members):
         found, verdict, taken = _attempt(work, settings, tolerance, problem.dtype)
         open_ = (verdict < 0).nonzero().flatten()
-        for rounding in ROUNDING if problem.dtype == torch.float32 else ():
+        rounded = [(rounding, False) for rounding in ROUNDING if problem.dtype == torch.float32]
+        for rounding, anew in (*rounded, (0.0, True)):
             if not len(open_):
                 break
-            again, retried, _ = _attempt(work.select(open_), settings, tolerance, problem.dtype, rounding)
+            again, retried, _ = _attempt(work.select(open_), settings, tolerance, problem.dtype, rounding, anew)
             solved = retried == int(Status.SOLVED)
             for whole, part in zip(found, again, strict=True):
                 whole[open_[solved]] = part[solved]
@@ -652,10 +679,10 @@ def solve(problem: Problem, settings: Settings, keep_factor: bool) -> Point:
 
 
 def _attempt(
-    work: _Standard, settings: Settings, tolerance: float, dtype: torch.dtype, rounding: float = 0.0
+    work: _Standard, settings: Settings, tolerance: float, dtype: torch.dtype, rounding: float = 0.0, anew: bool = False
 ) -> tuple[_Answer, Tensor, Tensor]:
     """The answer as it will be returned, SOLVED or -1, and iterations."""
-    found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish, rounding, rounding)
+    found, _, _, taken = _optimum(work, settings.max_iterations, tolerance, settings.polish, rounding, rounding, anew)
     found = _rounded(found, dtype)
     solved = _judge(work, found, dtype == torch.float32).relative <= tolerance
     if dtype == torch.float32 and rounding == 0:  # multipliers of rows that contradict each other by rounding run off
@@ -671,14 +698,15 @@ def _rounded(answer: _Answer, dtype: torch.dtype) -> _Answer:
 
 
 def _nothing(problem: _Standard, status: Tensor) -> _Answer:
-    """Zeros; for members with lb > ub the obvious certificate."""
+    """Zeros; for members that contradict themselves the obvious certificate."""
     n, p, m = problem.q.shape[-1], problem.h.shape[-1], problem.b.shape[-1]
-    z, s, lam, nu, lam_lb, lam_ub = (problem.q.new_zeros(len(status), width) for width in (n, p, p, m, n, n))
-    crossing = torch.where((status == int(Status.PRIMAL_INFEASIBLE)).unsqueeze(-1), problem.lb - problem.ub, 0.0)
-    worst = crossing.argmax(-1, keepdim=True) if n else crossing
-    height = crossing.gather(-1, worst)
-    unit = torch.where(height > 0, 1 / height, 0.0)
-    return _Answer(z, s, lam, nu, lam_lb.scatter(-1, worst, unit), lam_ub.scatter(-1, worst, unit))
+    z, s = (problem.q.new_zeros(len(status), width) for width in (n, p))
+    infeasible = (status == int(Status.PRIMAL_INFEASIBLE)).unsqueeze(-1)
+    height = torch.where(infeasible, _contradictions(problem), 0.0)
+    value, worst = height.max(-1, keepdim=True) if n else (height, height.long())
+    proof = torch.zeros_like(height).scatter(-1, worst, torch.where(value > 0, 1 / value, 0.0))
+    lam, nu, bounds = proof.split([p, m, n], -1)
+    return _Answer(z, s, lam, -problem.b.sign() * nu, bounds, bounds.clone())
 
 
 def settle(problem: Problem, settings: Settings, point: Point) -> None:
