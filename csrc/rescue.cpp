@@ -37,10 +37,6 @@ struct Model {  // rows of Q, G and A are contiguous
     double side(int k) const { return k < p ? h[k] : k < 2 * p ? -h_lower[k - p] : k < 2 * p + n ? -lb[k - 2 * p] : ub[k - 2 * p - n]; }
     int row_of(int k) const { return k < p ? k : k < 2 * p ? k - p : k < 2 * p + n ? p + k - 2 * p : p + k - 2 * p - n; }
     double sign(int k) const { return k < p || k >= 2 * p + n ? 1 : -1; }
-    // Bounds that are equal though neither has a multiplier; k is the upper one. (Rows without room are equalities.)
-    bool idle_equality(int k, const Numbers& lam) const {
-        return k >= 2 * p + n && ub[k - 2 * p - n] == lb[k - 2 * p - n] && lam[k] == 0 && lam[k - n] == 0;
-    }
 };
 
 struct Answer {
@@ -118,8 +114,9 @@ template <class V> class Attempt {
     bool holds(int k, double tolerance) {
         const int row = model_.row_of(k);
         const V off = abs(V(model_.sign(k)) * x.v[row] - x.h[k]), terms = loop.a.row_size(row, out.z) + abs(x.h[k]);
-        return off <= V(tolerance) * terms + loop.noise * loop.a.row_size(row, loop.scale);
+        return off <= V(tolerance) * terms + loop.in_rows.usual * loop.a.row_size(row, loop.scale);
     }
+    bool idle_equality(int k, const Answer& point) const { return x.idle_equality(k, point.lam.data()); }
     // Farkas' proof in y and nu, or a ray in z: both scaled, into `out`.
     bool proves(double tolerance, double most) { return loop.prove(true, out.y, out.nu, V(tolerance), V(most)); }
     bool falls(const Numbers& ray, double tolerance, double steep) {
@@ -368,7 +365,7 @@ class Scaled {
         for (int j = 0; j < n; ++j)
             for (bool upper : {false, true}) {
                 const Owner& o = owner(upper, j);
-                rk[2 * model.p + upper * n + j] = value(upper, j, right) / o.coefficient / D[j];
+                rk[2 * model.p + upper * n + j] = value(upper, j, right) / o.size() / D[j];
             }
     }
     void store_derivative(const Answer& v) const {
@@ -396,7 +393,7 @@ class Scaled {
         for (int i = 0; i < model.m; ++i) {
             const Equality& e = equalities[i];
             const bool down = pulls_down(i);
-            *at(g.v_least, n + (e.of_A ? g.p + e.row : e.side(down).row)) = tau[model.p + i] * F[i] / e.ratio(down);
+            *at(g.v_least, n + (e.of_A ? g.p + e.row : e.side(down).row)) = tau[model.p + i] * F[i] / e.side(down).c;
         }
     }
 
@@ -407,10 +404,10 @@ class Scaled {
     Numbers D, E, F;       // z = D ẑ; rows of G and A are times E, F
 
   private:
-    struct Owner {  // of a side: the user's bound (row -1), or a side of a row of G, which is it times a number of this size
+    struct Owner {  // of a side: the user's bound (row -1), or a side of a row of G that is this one times c
         int row = -1;
-        bool below = false;
-        double coefficient = 1;
+        double c = 1;
+        double size() const { return std::abs(c); }
     };
     struct Homes { const Tensor *rows, *below, *lb, *ub, *nu; };
     struct Equality {  // a row of A, or a row of G that has no room between its sides, which may be those of parallel rows
@@ -419,9 +416,6 @@ class Scaled {
         double value = 0;
         Owner upper, lower;
         const Owner& side(bool down) const { return down ? lower : upper; }
-        // its row of G over this one; the same of multipliers
-        double ratio(bool down) const { return of_A ? 1 : side(down).below == down ? side(down).coefficient : -side(down).coefficient; }
-        double factor(bool down) const { return of_A ? 1 : down ? -lower.coefficient : upper.coefficient; }
     };
     std::vector<int> rows;  // of the user's G, that are rows of the model
     std::vector<Equality> equalities;
@@ -436,16 +430,16 @@ class Scaled {
     const Owner& owner(bool upper, int j) const { return (upper ? upper_owner : lower_owner)[j]; }
     Homes multipliers() const { return {&g.lam, &g.lam_lower, &g.lam_lb, &g.lam_ub, &g.nu}; }
     const Tensor& home(const Owner& o, bool upper, const Homes& of) const {
-        return *(o.row >= 0 ? (o.below ? of.below : of.rows) : upper ? of.ub : of.lb);
+        return *(o.row < 0 ? (upper ? of.ub : of.lb) : upper == (o.c > 0) ? of.rows : of.below);
     }
     double value(const Owner& o, bool upper, int j, const Homes& of) const {
         const Tensor& x = home(o, upper, of);
         return x.data ? *at(x, o.row >= 0 ? o.row : j) : 0;
     }
-    double part(const Owner& o, bool upper, int j, const Homes& of) const { return value(o, upper, j, of) * o.coefficient; }
+    double part(const Owner& o, bool upper, int j, const Homes& of) const { return value(o, upper, j, of) * o.size(); }
     void put(const Owner& o, bool upper, int j, const Homes& to, double multiplier) const {
         const Tensor& x = home(o, upper, to);
-        if (x.data) *at(x, o.row >= 0 ? o.row : j) = multiplier / o.coefficient;
+        if (x.data) *at(x, o.row >= 0 ? o.row : j) = multiplier / o.size();
     }
     double value(bool upper, int j, const Homes& of) const { return value(owner(upper, j), upper, j, of); }
     double bound(bool upper, int j, const Homes& of) const { return part(owner(upper, j), upper, j, of); }
@@ -455,7 +449,7 @@ class Scaled {
     double of_equality(int i, const Homes& of) const {
         const Equality& e = equalities[i];
         const bool down = pulls_down(i);
-        if (!e.of_A) return value(e.side(down), !down, 0, of) / e.factor(down);
+        if (!e.of_A) return (down ? -1 : 1) * value(e.side(down), !down, 0, of) / e.side(down).size();
         return of.nu->data ? *at(*of.nu, e.row) : 0;
     }
     void put_equality(int i, bool down, const Homes& to, double multiplier) const {
@@ -510,8 +504,8 @@ class Scaled {
     // The sides of row i of G, which is `c` times what has these.
     void tighten(int i, double c, double& down, double& up, Owner& lower, Owner& upper) const {
         const double most = c > 0 ? user_h[i] / c : user_below[i] / c, least = c > 0 ? user_below[i] / c : user_h[i] / c;
-        if (most < up) up = most, upper = {i, c < 0, std::abs(c)};
-        if (least > down) down = least, lower = {i, c > 0, std::abs(c)};
+        if (most < up) up = most, upper = {i, c};
+        if (least > down) down = least, lower = {i, c};
     }
     // Rows that are parallel but for rounding, and of whose sides two leave no room but for rounding: an equality.
     void join_rows() {
@@ -686,12 +680,12 @@ struct Rung {
         double off = judge.judge(found);
         Answer zero = found;  // where rounding sees no more
         for (int j = 0; j < model.n; ++j)
-            if (std::abs(found.z[j]) <= judge.loop.noise * judge.loop.scale[j]) zero.z[j] = 0;
+            if (std::abs(found.z[j]) <= judge.loop.in_rows.usual * judge.loop.scale[j]) zero.z[j] = 0;
         double force = 0;
         for (double q : model.q) force = std::max(force, std::abs(q));
         for (Numbers* x : {&zero.nu, &zero.lam})
             for (double& v : *x)
-                if (std::abs(v) <= judge.loop.noise * force) v = 0;
+                if (std::abs(v) <= judge.loop.in_rows.usual * force) v = 0;
         if (zero.z != found.z || zero.nu != found.nu || zero.lam != found.lam) {
             const double off_zero = judge.judge(zero);
             if (off_zero <= off) found = zero, off = off_zero;
@@ -985,7 +979,7 @@ template <class V> bool derive_closest(const Rung& rung, const Scaled& scaled) {
     Numbers rz, rnu, rk, weight(model.sides(), 0.0);
     scaled.load_rhs(rz, rnu, rk);
     for (int k : f.sides) rnu.push_back(model.sign(k) * rk[k]), rk[k] = 0;
-    for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 || f.model.idle_equality(k, best.lam) ? inf : 0;
+    for (int k = 0; k < model.sides(); ++k) weight[k] = best.lam[k] > 0 || second.idle_equality(k, best) ? inf : 0;
     for (int j = 0; j < n; ++j)  // the middle between bounds that cross moves with both
         if (scaled.crossed(j)) weight[2 * p + j] = weight[2 * p + n + j] = inf;
     Answer v;
@@ -1042,15 +1036,15 @@ template <class V> bool derive(const Args& g, const Scaled& scaled) {
     Numbers rz, rnu, rk;
     scaled.load_rhs(rz, rnu, rk);
     const Answer point = scaled.recall();
+    const double soft = g.single && std::is_same<V, double>::value ? blurred_derivative : 0;
+    Attempt<V> attempt(model, soft, soft);
     Numbers weight(model.sides(), 0.0);
     for (int k = 0; k < model.sides(); ++k) {
-        if (g.smoothing == 0 && model.idle_equality(k, point.lam)) weight[k] = inf;
+        if (g.smoothing == 0 && attempt.idle_equality(k, point)) weight[k] = inf;
         if (!(point.lam[k] > 0)) continue;
         weight[k] = inf;
         if (g.smoothing > 0) weight[k] = point.lam[k] * point.lam[k] / (g.smoothing * scaled.objective);  // lam/s with lam s = κ
     }
-    const double soft = g.single && std::is_same<V, double>::value ? blurred_derivative : 0;
-    Attempt<V> attempt(model, soft, soft);
     Answer v;
     const bool fine = attempt.equations(rz, rnu, rk, weight, v);
     scaled.store_derivative(v);

@@ -253,7 +253,7 @@ struct Reduced {
     V unit, unit_dual, stationarity, kappa, aim = V(0);
 
     Reduced(const Tm& t_, const Data<V, U>& a_, const NullSpace<U>& f_)
-        : t(t_), a(a_), f(f_), r{f_.reduced(), 0, a_.rows(), false, f_.Q, f_.C, nullptr, nullptr, nullptr}, in(t_, r, false) {}
+        : t(t_), a(a_), f(f_), r{{f_.reduced(), 0, a_.rows(), false}, f_.Q, f_.C, nullptr, nullptr, nullptr}, in(t_, r, false) {}
 
     void place(Arena& keep, Arena& work) {
         q = work.take<V>(r.n), zp = work.take<V>(a.n), row0 = work.take<V>(a.rows());

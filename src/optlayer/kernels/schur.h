@@ -110,8 +110,7 @@ struct Schur {
         t.solve_lower(a.p, F, a.p, iF, vy);
         t.solve_lower_t(a.p, F, a.p, iF, vy);
         finish(rz, vy, vz, vnu);
-        t.each(a.p, [&](int i) { vt[i] = V(0); });
-        t.gemv_t(a.n, a.p, a.G, a.n, vz, vt);
+        a.rows_times(t, vz, vt);
     }
 
     // z and nu from the multipliers of the rows; vnu holds LA⁻¹(A Q⁻¹ rz - rnu)
@@ -131,8 +130,7 @@ struct Schur {
         t.each(a.n, [&](int j) { w[j] = -a.q[j]; });
         t.each(a.p, [&](int i) { y[i] = V(0); });
         recover_at(w, y, z0, nu0);
-        t.each(a.p, [&](int i) { v0[i] = V(0); });
-        t.gemv_t(a.n, a.p, a.G, a.n, z0, v0);
+        a.rows_times(t, z0, v0);
         t.each(a.p, [&](int i) {
             const V g = V(f.M[size_t(i) * a.p + i]);
             x.d[i] = select(g > V(0), V(1) / sqrt(max(g, V(T(1e-30)))), V(1));

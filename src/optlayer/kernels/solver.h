@@ -170,13 +170,7 @@ struct Group {
     }
 
     // Row of G times the solution.
-    T row_value(int64_t mem, int row) const {
-        if constexpr (!std::is_same<D, Data<V, U>>::value) return a.row_value(View<const T>(g.G).of(mem), row, View<const T>(g.z).of(mem));
-        const T *G = View<const T>(g.G).of(mem) + size_t(row) * plan.n, *z = View<const T>(g.z).of(mem);
-        T sum = T(0);
-        for (int j = 0; j < plan.n; ++j) sum = fma(G[j], z[j], sum);
-        return sum;
-    }
+    T row_value(int64_t mem, int row) const { return a.row_value(View<const T>(g.G).of(mem), row, View<const T>(g.z).of(mem)); }
     // Coefficient of a row of G that is a bound of variable j.
     T coefficient(int64_t mem, int row, int j) const { return View<const T>(g.G).of(mem)[size_t(row) * plan.n + j]; }
 
@@ -223,18 +217,11 @@ struct Group {
         });
     }
 
-    // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
-    // that the multipliers do not tell.
-    auto idle_equality(int k, const V* lam) const {
-        const int there = x.opposite(k), l = there < 0 ? k : there;
-        const V both = there < 0 ? V(0) : x.on[k] * x.on[l];
-        return (both > V(0)) & (x.h[k] + x.h[l] == V(0)) & (lam[k] + lam[l] == V(0));
-    }
     // The largest over a group of 1 where that is so.
     V idle_equalities(const V* lam) const {
         if (!(plan.below || (plan.lower && plan.upper))) return V(0);
         V found = V(0);
-        x.each(t, [&](int k, int, V) { found = max(found, select(idle_equality(k, lam), V(1), V(0))); });
+        x.each(t, [&](int k, int, V) { found = max(found, select(x.idle_equality(k, lam), V(1), V(0))); });
         t.largest(found);
         return found;
     }
@@ -349,7 +336,7 @@ struct Group {
         copy(out.z, point.z, a.n), copy(out.nu, point.nu, a.m), copy(out.s, point.s, x.total()), copy(out.lam, point.lam, x.total());
         out.primal = T(point.primal), out.dual = T(point.dual), out.gap = T(point.gap), out.solved = T(point.solved);
     }
-    Data<double, U> wide_matrices() const { return {a.n, a.m, a.p, a.diagonal, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
+    Data<double, U> wide_matrices() const { return {a, a.Q, a.G, a.A, nullptr, nullptr, a.bounds}; }
 
     // The answer as its receiver will have it, in float32: judged after rounding.
     template <class Judge, class X>
@@ -509,7 +496,7 @@ struct Group {
             zero(x.D, R);
             x.each(t, [&](int k, int i, V) {
                 const V weight = min(lam[k] / max(s[k], V(T(Tuning<T>::least_slack))), system.hard(i));
-                x.weight[k] = select(idle_equality(k, lam), system.hard(i), weight);
+                x.weight[k] = select(x.idle_equality(k, lam), system.hard(i), weight);
                 x.D[i] = x.D[i] + x.weight[k];
             });
             system.factor(x.D);

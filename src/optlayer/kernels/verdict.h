@@ -77,7 +77,7 @@ struct Verdict {
     bool pairs = true;       // slacks and multipliers are judged pair by pair; false: by the gap alone
 
     Verdict(const Tm& team, const D& data, Sides<V>& sides, Point<V>& point)
-        : t(team), a(data), x(sides), out(point), noise(V(Tuning<T>::noise(data.n))), noise_of_forces(noise) {}
+        : t(team), a(data), x(sides), out(point) {}
 
     void place(Arena& w) {
         gd = w.take<V>(a.n), gp = w.take<V>(a.m), dz = w.take<V>(a.n), row = w.take<V>(a.rows());
@@ -89,21 +89,20 @@ struct Verdict {
     V force = V(0);
     V objective = V(0);      // of the point that was judged last: |z'Qz| + |q'z|
     V beyond = V(T(Tuning<T>::infinity));  // a relative residual that is enough to know; no other row is looked at then
-    V noise, noise_of_forces;  // of a sum, relative to its terms; of one of stationarity
-    bool rounded = std::is_same<T, float>::value;  // every number is then known by itself
-    bool rounded_data = false;
-    V most_noise = V(T(Tuning<T>::most_noise)), most_of_sides = V(T(Tuning<T>::most_of_sides));  // relative
+    struct Noise {  // of a sum, relative to its terms; `most`: what it may hide of the forces, of the sides
+        V usual, most;
+        bool by_terms = !std::is_same<T, float>::value;  // else every number is known by itself
+        V of(int terms) const { return by_terms ? V(T(Tuning<T>::noise(terms))) : usual; }
+    };
+    Noise in_forces{V(T(Tuning<T>::noise(a.n))), V(T(Tuning<T>::most_noise))};
+    Noise in_rows{in_forces.usual, V(T(Tuning<T>::most_of_sides))};
 
     // The data hold float32's numbers: a Q without full rank has some curvature, or none, by rounding.
-    void expect_rounded_data() {
-        using S = Tuning<float>;
-        rounded_data = true, noise_of_forces = V(T(S::rounded)), most_noise = V(T(S::most_rounded));
-    }
+    void expect_rounded_data() { in_forces = {V(T(Tuning<float>::rounded)), V(T(Tuning<float>::most_rounded)), false}; }
     // And the point as well, found in double.
     void expect_rounded() {
-        using S = Tuning<float>;
         expect_rounded_data();
-        rounded = true, noise = V(T(S::rounded)), most_of_sides = V(T(S::most_of_sides));
+        in_rows = {in_forces.usual, V(T(Tuning<float>::most_of_sides)), false};
     }
 
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
@@ -201,7 +200,7 @@ struct Verdict {
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
         const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, T(noise * z)), steep * z) * slope)) return false;
+        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, T(in_rows.usual * z)), steep * z) * slope)) return false;
         t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
         t.each(a.m, [&](int i) { out.nu[i] = T(0); });
         t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
@@ -241,7 +240,7 @@ struct Verdict {
                 force = larger(force, terms * a.unit(j));
             } else {
                 scale[j] = larger(abs(out.z[j]), select(q > V(0), size[j] / q, top));
-                seen[j] = rounded ? scale[j] : larger(scale[j], as_seen(j));
+                seen[j] = in_rows.by_terms ? larger(scale[j], as_seen(j)) : scale[j];
             }
         });
         if constexpr (D::has_units) force = t.max(n, force, [&](int j) { return a.Q_size(j, scale) * a.unit(j); });
@@ -251,7 +250,7 @@ struct Verdict {
     // that Q hardly feels that it may as well have no end.
     OPTLAYER_CALL auto loses_objective() const {
         const V terms = t.sum(a.n, [&](int j) { return abs(out.z[j]) * a.Q_size(j, out.z); });
-        return noise_of_forces * terms > most_of_sides * objective;
+        return in_forces.usual * terms > in_rows.most * objective;
     }
 
   private:
@@ -287,13 +286,13 @@ struct Verdict {
         V worst = t.max(n, V(0), [&](int j) {
             if constexpr (!D::has_units) {
                 if (!unsettled(j)) return share(abs(gd[j]), size[j]);
-                const V wanted = abs(gd[j]) / noise_of_forces;
+                const V wanted = abs(gd[j]) / in_forces.usual;
                 if (a.stationarity_reaches(j, out.z, out.y, out.nu, wanted)) {  // no more than rounding
                     excused = larger(excused, unit(j) * wanted);
                     return V(0);
                 }
             }
-            const V terms = terms_of(j), slight = rounded_data ? noise_of_forces : slip(a.force_terms(j));
+            const V terms = terms_of(j), slight = in_forces.of(a.force_terms(j));
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) {
@@ -302,18 +301,18 @@ struct Verdict {
                 beside = larger(beside, select(open, abs(gd[j]) * a.unit(j), V(0)));
             }
             // without an objective of its own, and beside the largest forces no more than their rounding: zero
-            const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= noise_of_forces * level);
+            const auto nothing = (abs(a.q[j]) <= V(0)) & (a.curvature(j) > V(0)) & (unit(j) * terms <= in_forces.usual * level);
             return select(nothing, V(0), share(abs(gd[j]), size[j], terms, rounded, slight));
         });
         t.largest(excused);
-        if (any(noise_of_forces * excused > V(T(suspect)) * level))
+        if (any(in_forces.usual * excused > V(T(suspect)) * level))
             t.each(n, [&](int j) { if (unsettled(j)) hidden = larger(hidden, unit(j) * terms_of(j)); });
         t.largest(worst), t.largest(hidden);
-        auto lost = noise_of_forces * hidden > most_noise * level;
+        auto lost = in_forces.usual * hidden > in_forces.most * level;
         if constexpr (D::has_units) {  // beside: the largest entry that is not small beside its own terms; where it is nothing
             t.largest(beside);         // beside the largest of all, nothing was hidden, whatever rounding might have done
             const V most = t.max(n, V(0), [&](int j) { return size[j] * a.unit(j); });
-            lost = lost | ((beside > V(T(suspect)) * most) & (noise_of_forces * force > most_noise * most));
+            lost = lost | ((beside > V(T(suspect)) * most) & (in_forces.usual * force > in_forces.most * most));
         }
         lost = lost & !(x.soft > V(0));  // forces of least violation cancel altogether
         return select(lost, larger(worst, V(1)), worst);
@@ -323,7 +322,7 @@ struct Verdict {
         V reach = V(0), excused = V(0);  // the largest terms of a row that rounding may have excused
         V worst = t.max(a.m, V(0), [&](int i) {
             const V side = abs(a.b[i]);
-            return of_row(closely, slip(a.A_terms(i)), reach, excused, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
+            return of_row(closely, in_rows.of(a.A_terms(i)), reach, excused, abs(gp[i]), abs(gp[i] + a.b[i]) + side, side, scale, [&](const V* z) { return a.A_size(i, z); },
                           [&](V wanted) { if constexpr (D::has_units) return false; else return a.A_reaches(i, out.z, wanted); },
                           [&] { return a.A_largest(i); });
         });
@@ -331,7 +330,7 @@ struct Verdict {
             if (all(worst > beyond)) return;
             const V side = x.on[k] * abs(x.h[k]), over = x.on[k] * fnma(x.soft_side(k), out.lam[k], sg * x.v[i] - x.h[k]);
             const auto pressed = out.lam[k] > V(pairs ? T(0) : T(Tuning<T>::infinity));
-            V off = of_row(closely, slip(a.row_terms(i)), reach, excused, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
+            V off = of_row(closely, in_rows.of(a.row_terms(i)), reach, excused, select(pressed, abs(over), larger(over, V(0))), abs(x.v[i]) + side, side,
                            i < a.p ? seen : scale, [&](const V* z) { return a.row_size(i, z); },
                            [&](V wanted) { if constexpr (D::has_units) return false; else return a.row_reaches(i, out.z, wanted); },
                            [&] { return a.row_largest(i); });
@@ -347,7 +346,7 @@ struct Verdict {
             worst = select(blurs(far), larger(worst, excused / far), worst);
         }
         const V sides = limits();
-        if (!closely || !any((sides > V(0)) & (noise * reach > V(T(suspect)) * sides))) return worst;
+        if (!closely || !any((sides > V(0)) & (in_rows.usual * reach > V(T(suspect)) * sides))) return worst;
         return select(rows_lost(), larger(worst, V(1)), worst);
     }
     V terms_of(int j) const { return a.Q_size(j, out.z) + abs(a.q[j]) + a.rows_t_size(j, out.y) + a.At_size(j, out.nu); }
@@ -364,21 +363,19 @@ struct Verdict {
     // Whether rounding the terms of a row may hide more than `most_of_sides` of the largest side.
     OPTLAYER_CALL auto rows_lost() {
         const V level = largest_side(), hidden = largest_of([&](int, int i) { return a.row_size(i, out.z); }, [&](int i) { return a.A_size(i, out.z); });
-        return (level > V(0)) & (noise * hidden > most_of_sides * level);
+        return (level > V(0)) & (in_rows.usual * hidden > in_rows.most * level);
     }
     static V share(V off, V terms) { return off / select(terms > V(0), terms, V(1)); }
     // left: what is left of the terms; rounded: the terms, were the variables as large as rounding may see them
     static V share(V off, V left, V terms, V rounded, V slight) {
         return share(larger(fnma(slight, terms + rounded, off), V(0)), smaller(terms, V(T(cancelled)) * left));
     }
-    // The noise of a sum of so many terms.
-    V slip(int terms) const { return rounded ? noise : V(T(Tuning<T>::noise(terms))); }
     // excused: the largest distance to a row, in units of the variables, that only a blurred point explains
     template <class F, class R, class S>
     V of_row(bool closely, V slight, V& reach, V& excused, V off, V left, V side, const V* blurred, F&& full, R&& reaches, S&& largest) const {
         if (!closely || !any(off > V(T(Tuning<T>::fine)) * left)) return share(off, left);
-        if (reaches(off / noise)) {  // no more than rounding
-            reach = larger(reach, off / noise);
+        if (reaches(off / in_rows.usual)) {  // no more than rounding
+            reach = larger(reach, off / in_rows.usual);
             return V(0);
         }
         const V fine = V(T(Tuning<T>::fine)), terms = full(out.z) + side, result = share(off, left, terms, full(blurred), slight);

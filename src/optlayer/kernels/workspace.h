@@ -73,6 +73,13 @@ struct Sides {
         if (k < p) return below ? p + k : -1;
         return k >= first_upper() && lower ? first_lower() + k - first_upper() : -1;
     }
+    // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
+    // that the multipliers do not tell.
+    template <class X> auto idle_equality(int k, const X* lam) const {
+        const int there = opposite(k), l = there < 0 ? k : there;
+        const V both = there < 0 ? V(0) : on[k] * on[l];
+        return (both > V(0)) & (h[k] + h[l] == V(0)) & (lam[k] + lam[l] == X(0));
+    }
 
     void place(Arena& keep, Arena& work) {
         weight = keep.take<V>(total());
