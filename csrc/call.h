@@ -10,6 +10,7 @@
 #include "interrupt.h"
 #include "ladder.h"
 #include "memory.h"
+#include "products.h"
 #include "rescue.h"
 #include "sparse.h"
 
@@ -175,27 +176,6 @@ struct FactorHeader {
     size_t lists, flags, shared, groups;
     size_t size, doubled;  // of this factor; of the one in double that follows, or 0 (single.h)
 };
-
-// The same derivative everywhere: zero for members that are not solved, NaN where NaN comes from above.
-template <class T>
-void same_derivative(const Args& g, int64_t k, T value) {
-    const auto fill = [&](const Tensor& x, int count) {
-        if (x.data) std::fill_n(View<T>(x).of(k), count, value);
-    };
-    fill(g.v_z, g.n), fill(g.v_lam, g.p), fill(g.v_nu, g.m), fill(g.v_lb, g.n), fill(g.v_ub, g.n), fill(g.v_lower, g.p);
-}
-// Whether the right-hand side of the derivative is finite; 0 x is 0 or NaN.
-template <class T>
-bool finite_rhs(const Args& g, int64_t k) {
-    const auto spoilt = [&](const Tensor& x, int count) {
-        const T* v = x.data ? View<const T>(x).of(k) : nullptr;
-        T sum = T(0);
-        for (int i = 0; v && i < count; ++i) sum += T(0) * v[i];
-        return !(sum == T(0));
-    };
-    return !(spoilt(g.r_z, g.n) || spoilt(g.r_lam, g.p) || spoilt(g.r_nu, g.m) || spoilt(g.r_lb, g.n) || spoilt(g.r_ub, g.n)
-             || spoilt(g.r_lower, g.p));
-}
 
 // Which rung of the ladder settles a member, or finds its derivative: that of its group, those of `Call::climb`, none.
 enum class Way { GROUP, DATA, PATTERN, UNITS, SPARE, LAST, NONE };

@@ -1,6 +1,5 @@
 #include "call.h"
 #include "calls.h"
-#include "products.h"
 
 namespace optlayer {
 int solve_double(Args& g) { return Call<double>::solve(g); }

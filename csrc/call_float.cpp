@@ -1,4 +1,3 @@
-#include "products.h"
 #include "single.h"
 
 namespace optlayer {

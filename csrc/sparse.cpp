@@ -94,9 +94,8 @@ class SparseCall {
                     if (header) flags()[k] = serves[k - i * p.lanes];
                     unsolved += status != SOLVED;
                 } else if (status == SOLVED) {
-                    if (task == Task::ADJOINT && !flags()[k]) alone(k, room, Task::REBUILD);
-                    const T mark = View<T>(g.v_z).of(k)[0];
-                    unsolved += !(mark == mark);
+                    if (!finite_rhs<T>(g, k)) same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
+                    else if (task == Task::ADJOINT && !flags()[k]) alone(k, room, Task::REBUILD);
                 }
             }
         });

@@ -458,6 +458,22 @@ def test_what_the_engine_leaves_is_done_by_the_dense_methods(monkeypatch: pytest
     compare(sparsely(dense), dense)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_no_number_from_above_reaches_its_member_as_nan(value: float, keep: bool) -> None:
+    t = sparsely(problem(15))
+    q = t["q"].requires_grad_()
+    z = solve(**t, check=False).z
+    ones = torch.ones_like(z)
+    (clean,) = torch.autograd.grad(z, q, ones, retain_graph=True)
+    upstream = ones.clone()
+    upstream[1, 0] = value
+    (found,) = torch.autograd.grad(z, q, upstream, create_graph=keep)
+    assert found[1].isnan().all()
+    rest = torch.arange(len(found)) != 1
+    assert torch.equal(found[rest], clean[rest])
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_the_judge_says_the_same_of_a_sparse_problem(same: bool) -> None:
     """Of points that are no solutions too, and without ever making a matrix dense."""
