@@ -7,12 +7,14 @@
 #include "kernels/solver.h"
 #include "memory.h"
 #include "products.h"
+#include "rescue.h"
 #include "sparse_plan.h"
 
 namespace optlayer {
 namespace {
 
 constexpr int least_lanes = 3;  // members from which a register of members is quicker than one after the other
+constexpr size_t most_dense = 1000;  // variables and rows up to which the last rung finds a derivative
 
 RowPattern row_pattern(int64_t rows, const int64_t* first, const int64_t* col) {
     RowPattern M;
@@ -83,8 +85,8 @@ class SparseCall {
         const int workers = int(std::min<int64_t>(std::max(g.threads, 1), groups));
         over_threads(workers, groups, 1, keep_bytes + work_bytes, watch, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
-            bool serves[Lanes::width] = {};  // the kept factor
-            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, header ? serves : nullptr);
+            bool serves[Lanes::width] = {};  // the kept factor; of a derivative, whether it was found
+            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, header || task != Task::SOLVE ? serves : nullptr);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
             for (int64_t k = i * p.lanes; k < last; ++k) {
                 int32_t& status = View<int32_t>(g.status).of(k)[0];
@@ -94,8 +96,10 @@ class SparseCall {
                     if (header) flags()[k] = serves[k - i * p.lanes];
                     unsolved += status != SOLVED;
                 } else if (status == SOLVED) {
+                    bool& found = serves[k - i * p.lanes];
+                    if (task == Task::ADJOINT && !flags()[k]) found = alone(k, room, Task::REBUILD);
                     if (!finite_rhs<T>(g, k)) same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
-                    else if (task == Task::ADJOINT && !flags()[k]) alone(k, room, Task::REBUILD);
+                    else if (!found || !finite(g.v_z, k, g.n)) derive_densely(k);
                 }
             }
         });
@@ -188,9 +192,11 @@ class SparseCall {
         else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task, serves);
         else group<T, T>(first, keep, work, task, serves);
     }
-    void alone(int64_t k, char* room, Task task) const {
+    bool alone(int64_t k, char* room, Task task) const {
         Arena keep(room);
-        dispatch(1, k, keep, Arena(room + keep_bytes), task, nullptr);
+        bool serves = false;
+        dispatch(1, k, keep, Arena(room + keep_bytes), task, &serves);
+        return serves;
     }
 
     template <class V, class U>
@@ -220,7 +226,11 @@ class SparseCall {
                 system.find_unit();
             }
         }
-        if (task != Task::SOLVE) return group.adjoint(system, work, task == Task::REBUILD);
+        if (task != Task::SOLVE) {
+            group.adjoint(system, work, task == Task::REBUILD);
+            if (serves) std::copy_n(group.converged, lanes_of<V>, serves);
+            return;
+        }
         const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
         group.solve(system, work, !good);
         if (serves && work.base) group.factor_serves(serves);
@@ -246,6 +256,23 @@ class SparseCall {
             zero[j] = V(T(0));
         }
         return ldl.factor(a.Q + pattern.diagonals, diagonal, zero);
+    }
+
+    // The derivative of a member by the last rung, with dense matrices: where those of an LDLᵀ without pivoting and with R are
+    // too far from the truth for refinement, as of a vertex that no curvature holds.
+    void derive_densely(int64_t k) const {
+        const size_t n = g.n;
+        if (n + g.p + g.m > most_dense) return;
+        std::vector<T> values(pattern.entries()), Q(n * n), G(g.p * n), A(g.m * n);
+        gather(k, values.data(), 1);
+        SparseData<T, T> a{};
+        a.n = g.n, a.m = g.m, a.p = g.p, a.pattern = &pattern, a.point_to(values.data());
+        for (size_t j = 0; j < n; ++j) a.quadratic(a.Q).row(int(j)).each([&](int i, T entry) { Q[j * n + i] = entry; });
+        for (int i = 0; i < g.p; ++i) a.inequalities(a.G).row(i).each([&](int j, T entry) { G[i * n + j] = entry; });
+        for (int i = 0; i < g.m; ++i) a.equalities(a.A).row(i).each([&](int j, T entry) { A[i * n + j] = entry; });
+        Args one = g;
+        one.diagonal = 0, one.Q = {Q.data(), 0}, one.G = {G.data(), 0}, one.A = {A.data(), 0};
+        rescue_derivative(one, k);
     }
 
     // Why a member is not solved: numbers that are none, an objective that is not convex, or a proof.

@@ -98,6 +98,20 @@ def test_solutions_and_gradients_are_the_dense_ones(which: str, same: bool) -> N
         compare(sparsely(dense, which), dense)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_vertices_that_no_curvature_holds_have_their_derivative(same: bool) -> None:
+    """Linear programs with equalities, in which the pivots of an elimination without curvature are rounding."""
+    rng, batch, n, m = np.random.default_rng(0), 4, 16, 6
+    lead = () if same else (batch,)
+    A, G = rng.standard_normal((*lead, m, n)), rng.standard_normal((*lead, n, n))
+    z, nu, active = rng.standard_normal((batch, n)), rng.standard_normal((batch, m)), np.arange(n) < n - m
+    y, s = (rng.uniform(0.1, 2, (batch, n)) * here for here in (active, ~active))
+    force = np.einsum("...ij,...i->...j", G, y) + np.einsum("...ij,...i->...j", A, nu)
+    data = {"Q": np.zeros((n, n)), "q": -force, "G": G, "h": (G @ z[..., None])[..., 0] + s}
+    dense = {key: torch.tensor(x) for key, x in (data | {"A": A, "b": (A @ z[..., None])[..., 0]}).items()}
+    compare(sparsely(dense, "GA") | {"Q": Diagonal(torch.zeros(n, dtype=torch.float64))}, dense)
+
+
 @pytest.mark.parametrize("absent", ["G", "A", "GA", "lb", "lb ub"])
 def test_parts_may_be_absent(absent: str) -> None:
     gone = {"G": ("G", "h"), "A": ("A", "b"), "GA": ("G", "h", "A", "b")}.get(absent, tuple(absent.split()))
