@@ -4,8 +4,9 @@
 //     add_t(t, y, out, sign)    out += ±M'y                                    what they store
 //     add_times(t, z, out)      out += Q z                diagonal(j)          an entry of Q
 //
-// and one that says which these are and how many terms their sums have. `QP` is made of that. Besides the door, only the
-// eliminations know how entries lie: normal.h, schur.h and active.h of dense matrices, sparse.h of sparse ones.
+// and one that says which these are and how many terms their sums have. `QP` is made of that. How entries lie is known to the
+// door and to the eliminations, normal.h, schur.h and active.h of dense matrices, sparse.h of sparse ones; and to two places
+// of verdict.h where dense ones are read entry by entry.
 #pragma once
 #include "workspace.h"
 
