@@ -86,6 +86,7 @@ struct Interior : Verdict<Tm, V, U, D> {
                 x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -x.ds[k]) * w, x.e[i]);
             });
             system.factor(x.D);
+            if constexpr (System::proximal) system.left = mu / (system.unit * system.unit_dual);
             system.direction(x.e, x.dy, x.dt);
             V step = V(1), of_lam = V(1);
             V& dual_step = System::proximal ? of_lam : step;  // (one for both where residuals are not all found anew)
@@ -359,14 +360,14 @@ struct Interior : Verdict<Tm, V, U, D> {
         leave_slacks(which);
         return done;
     }
-    // What is zero but for rounding, as zero: forces that nothing asks for, and the variables that they would move. Returns the
-    // lanes whose point it makes `exact`.
+    // What is zero but for rounding, as zero: forces that nothing asks for, and the variables that Q would feel. (Others keep
+    // their rows.) Returns the lanes whose point it makes `exact`.
     template <class M>
     OPTLAYER_CALL M clear(M which, V exact) {
         const V none = V(T(Tuning<T>::cleared));
         const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); });
         const V force = t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); });
-        t.each(a.n, [&](int j) { out.z[j] = select(which & (abs(out.z[j]) <= none * far), V(0), out.z[j]); });
+        t.each(a.n, [&](int j) { out.z[j] = select(which & (a.Q_largest(j) > V(0)) & (abs(out.z[j]) <= none * far), V(0), out.z[j]); });
         t.each(a.m, [&](int i) { out.nu[i] = select(which & (abs(out.nu[i]) * a.A_largest(i) <= none * force), V(0), out.nu[i]); });
         x.each(t, [&](int k, int i, V) { out.lam[k] = select(which & (out.lam[k] <= none * force * x.d[i]), V(0), out.lam[k]); });
         keep_bounds(t, x, out, which);

@@ -27,6 +27,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     V *diagonal, *solution;                // scratch in the order of elimination
     V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
     V weak;                                // 1 where R is, having been in the way
+    V left = V(T(0));                      // of complementarity, relative, in the loop
     bool predicted = false;
     void (*pause)() = nullptr;  // called before a factorisation; may throw
 
@@ -102,11 +103,11 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
 
     // Q vz + A'vnu + C'vy = rz,  A vz = rnu,  vy = D vt + e,  vt = C vz;  but for R: of a row of G, vt = g'vz - R vy.
     OPTLAYER_CALL void kkt(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt) const {
-        solve(rz, rnu, e, vz_, vnu_, vy, vt, 0);
+        solve(rz, rnu, e, vz_, vnu_, vy, vt, false);
     }
-    // The multipliers of G's rows are unknowns, G vz - D⁻¹ vy = -D⁻¹ e; those of bounds are not. With up to `rounds` of
-    // refinement, which takes out R as well, where the residual of some part is worth it.
-    OPTLAYER_CALL void solve(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt, int rounds) const {
+    // The multipliers of G's rows are unknowns, G vz - D⁻¹ vy = -D⁻¹ e; those of bounds are not. If `refined`, one step
+    // of refinement, which takes out R as well, where the residual of some part is worth it.
+    OPTLAYER_CALL void solve(const V* rz, const V* rnu, const V* e, V* vz_, V* vnu_, V* vy, V* vt, bool refined) const {
         const SparsePattern& s = *a.pattern;
         const int n = a.n, p = a.p, m = a.m, N = s.order();
         V *right = diagonal, *x = found;  // (scratch since the factor is there), in the user's order
@@ -115,19 +116,21 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
         t.each(m, [&](int i) { right[n + p + i] = rnu[i]; });
         eliminate(right);
         t.each(N, [&](int i) { x[i] = solution[s.place[i]]; });
-        auto going = mask_of<V>(true);  // each lane for itself
-        for (int round = 0; round < rounds; ++round) {
+        if (refined) {
             multiply(x, residual);
             t.each(N, [&](int i) { residual[i] = right[i] - residual[i]; });
-            const auto small = [&](int from, int count, V unit_) {
-                const V size = t.max(count, unit_, [&](int i) { return abs(right[from + i]) * scale[from + i]; });
-                const V left = t.max(count, V(T(0)), [&](int i) { return abs(residual[from + i]) * scale[from + i]; });
-                return left <= V(T(S::worth_refining)) * size;
+            const auto much = [&](int from, int count, V least) {
+                const V size = t.max(count, least, [&](int i) { return abs(right[from + i]) * scale[from + i]; });
+                const V off = t.max(count, V(T(0)), [&](int i) { return abs(residual[from + i]) * scale[from + i]; });
+                return !(off <= V(T(S::worth_refining)) * size);
             };
-            going = going & !(small(0, n, V(T(1e-9)) * unit_dual) & small(n, p, V(T(1e-9)) * unit) & small(n + p, m, V(T(1e-9)) * unit));
-            if (!any(going)) break;
-            eliminate(residual);
-            t.each(N, [&](int i) { x[i] = select(going, x[i] + solution[s.place[i]], x[i]); });
+            const V least = V(T(S::nothing));
+            const V enough = max(least, V(T(S::early)) * left);
+            const auto worth = much(0, n, least * unit_dual) | much(n, p, least * unit) | much(n + p, m, enough * unit);  // each lane for itself
+            if (any(worth)) {
+                eliminate(residual);
+                t.each(N, [&](int i) { x[i] = select(worth, x[i] + solution[s.place[i]], x[i]); });
+            }
         }
         t.each(n, [&](int j) { vz_[j] = x[j]; });
         t.each(m, [&](int i) { vnu_[i] = x[n + p + i]; });
@@ -175,7 +178,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     }
     // The first one with a factor predicts; only the second, which is gone, is refined.
     void direction(const V* e, V* dy, V* dt) {
-        solve(rd, rp, e, vz, vnu, dy, dt, predicted ? S::refinements : 0);
+        solve(rd, rp, e, vz, vnu, dy, dt, predicted);
         predicted = true;
     }
 

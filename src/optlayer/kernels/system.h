@@ -13,7 +13,7 @@
 //     unit, unit_dual, stationarity       of slacks, of multipliers; what is left of stationarity, in units of the forces
 //     aim                                 what lam∘s shall be at the end: of a relaxed problem not zero
 //     proximal                            whether R, small, stands on the diagonal about the last point, so that rows which
-//                                         depend on each other do no harm; then also regularise, shrink, keep_fixed, side_unit;
+//                                         depend on each other do no harm; then also left, regularise, shrink, keep_fixed, side_unit;
 //                                         exchange, begin, weak: a start with another R
 //
 // Normal and Reduced (normal.h), Schur (schur.h), SparseSystem (sparse.h) are such systems.
@@ -71,7 +71,7 @@ struct PointSystem {
             x.D[i] = select(x.on[k] > V(T(0)), V(T(1)), x.D[i]);
         });
         const V far = t.max(R, V(T(1)), [&](int i) { return abs(x.v[i]) * x.d[i]; });
-        const V curved = curvature() + V(T(1e-2)) * qmax / far;
+        const V curved = curvature() + qmax / far;
         kappa = select(which, select(curved > V(T(1e-25)), curved, V(T(1))), kappa);  // (1: no objective at all)
         t.each(R, [&](int i) {
             x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];

@@ -56,8 +56,10 @@ template <> struct Tuning<double> {
     static constexpr double shrink = 1e-2;
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
-    static constexpr int refinements = 2;            // of a direction, where a residual is `worth_refining`, relative [maros]
-    static constexpr double worth_refining = 1e-3;
+    // What is left of a direction's equations that is worth a step of refinement, relative to the right-hand side, at least to
+    // `nothing` of the units of slacks and multipliers; of equalities, whose residual the next step sees, to `early` of what is
+    // left of complementarity. [maros, benchmarks/sparse.py]
+    static constexpr double worth_refining = 1e-3, nothing = 1e-9, early = 1e-3;
     static constexpr double pivot_ratio = 1e-11;     // least pivot of Q at which forming M is still exact (schur.h)
     static constexpr double rank = 1e-10;            // of a column of A' (null space)
     static constexpr double least_unit = 1e-7;       // of the slacks at the start (schur.h)
