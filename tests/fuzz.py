@@ -308,6 +308,7 @@ def check_farkas(d: Draw, k: int, y: dict[str, np.ndarray]) -> float:
 def check_ray(d: Draw, k: int, z: np.ndarray) -> float:
     """0 for a perfect ray, inf for none."""
     Q, G, A = row(d.Q, k), row(d.G, k), row(d.A, k)
+    Q = (Q + Q.T) / 2  # (tiny beside what it was made of, it is not symmetric to the last digits)
 
     def relative(M: np.ndarray) -> np.ndarray:
         size = np.abs(M).max(-1)
