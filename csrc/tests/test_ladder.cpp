@@ -235,7 +235,7 @@ static void solutions() {
     climbs("bounds that cross", one.within({1}, {0}), Way::LAST, PRIMAL_INFEASIBLE, "contradiction");
     climbs("an equality of zeros", Double({1e-10}, {-2e3}).equal({0}, {0}), Way::LAST, SOLVED, "active set");
     climbs("a point that equalities fix", flat.equal({2}, {0}), Way::LAST, SOLVED, "interior point");
-    climbs("a solution far away", Double({1e-8, 0, 0, 0}, {0, -2}).rows({2, 2}, {1}), Way::LAST, SOLVED, "farther start");
+    climbs("a solution far away", flat.rows({2e-8}, {2}), Way::LAST, SOLVED, "farther start");
     const Double slope({0, 0, 0, 0}, {1, 1});
     climbs("a slope that equalities forbid", slope.rows({-2, -2, 1.9999999, 2, -1, -1}, {2, 1, 0}).equal({-1, -1, -1, -1}, {-1, -1}), Way::LAST, SOLVED,
            "farthest start");

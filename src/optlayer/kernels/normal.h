@@ -131,6 +131,7 @@ struct Normal : PointSystem<Normal<Tm, V, U>, Tm, V, Data<V, U>> {
 
     using Base::curvature, Base::row_norm, Base::start, Base::advance, Base::recover;
     static constexpr double least_norm = 1e-30;
+    static constexpr double linear = 1e-2;  // share of the linear term in the typical curvature, at the start [hard]
 
     void row_values(V* v) {
         a.rows_times(t, z, v);

@@ -157,6 +157,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     }
     using Base::curvature, Base::advance, Base::recover, Base::begin;
     static constexpr double least_norm = 0;
+    static constexpr double linear = 1;  // share of the linear term in the typical curvature, at the start [maros, benchmarks/sparse.py]
     void start(Sides<V>& x) {
         unit = unit_dual = V(T(1));
         equilibrate();

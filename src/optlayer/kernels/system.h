@@ -71,7 +71,7 @@ struct PointSystem {
             x.D[i] = select(x.on[k] > V(T(0)), V(T(1)), x.D[i]);
         });
         const V far = t.max(R, V(T(1)), [&](int i) { return abs(x.v[i]) * x.d[i]; });
-        const V curved = curvature() + qmax / far;
+        const V curved = curvature() + V(T(Self::linear)) * qmax / far;
         kappa = select(which, select(curved > V(T(1e-25)), curved, V(T(1))), kappa);  // (1: no objective at all)
         t.each(R, [&](int i) {
             x.D[i] = x.D[i] * kappa * x.d[i] * x.d[i];
