@@ -14,7 +14,7 @@ namespace optlayer {
 namespace {
 
 constexpr int least_lanes = 3;  // members from which a register of members is quicker than one after the other
-constexpr size_t most_dense = 1000;  // variables and rows up to which the last rung finds a derivative
+constexpr size_t most_dense = 1000;  // variables and rows up to which the last rung finds a derivative: FITS_DENSE of backends/base.py
 
 RowPattern row_pattern(int64_t rows, const int64_t* first, const int64_t* col) {
     RowPattern M;

@@ -131,7 +131,8 @@ struct Normal : PointSystem<Normal<Tm, V, U>, Tm, V, Data<V, U>> {
 
     using Base::curvature, Base::row_norm, Base::start, Base::advance, Base::recover;
     static constexpr double least_norm = 1e-30;
-    static constexpr double linear = 1e-2;  // share of the linear term in the typical curvature, at the start [hard]
+    // Share of the linear term in the typical curvature, at the start. (As 1, nearly dependent equalities seem to contradict.) [hard]
+    static constexpr double linear = 1e-2;
 
     void row_values(V* v) {
         a.rows_times(t, z, v);

@@ -15,7 +15,6 @@ from ..sparse import Sparse
 
 __all__ = ["DENSE", "Layer", "constant", "like", "positive", "shaped", "taken"]
 
-
 DENSE = 48
 """Free dimensions, variables less equations, up to which a layer's matrices are dense, for these are as fast: measured,
 forward and backward, alone and 16 together on one core; signals and images, controllers of 2 to 12 states with hard

@@ -19,6 +19,7 @@ __all__ = ["LinearMPC"]
 Limit: TypeAlias = "float | Tensor | tuple[float | Tensor, float | Tensor]"
 Places: TypeAlias = "range | tuple[int, ...]"
 
+
 class LinearMPC(Layer):
     """The best inputs of a linear system for the next `horizon` steps.
 

@@ -16,6 +16,7 @@ from .common import DENSE, Layer, positive, shaped, taken
 
 __all__ = ["TotalVariation"]
 
+
 class TotalVariation(Layer):
     """The signal or image that is near the input and whose differences are few.
 
