@@ -417,12 +417,24 @@ class Call {
     Way differentiate(int64_t k, char* work, bool done) {
         if (!derivable(status(k))) return same_derivative(g, k, T(0)), Way::NONE;
         if (!finite_rhs<T>(g, k)) return same_derivative(g, k, std::numeric_limits<T>::quiet_NaN()), Way::NONE;
-        if (done) return Way::GROUP;
+        if (done && (g.single != 2 || determined(k))) return Way::GROUP;
         if (!twice) return underived[size_t(k)] = 1, Way::NONE;
         bool converged = false;
         if (status(k) == SOLVED && !g.single) dispatch(spare, k, Arena(), Arena(work), Task::REBUILD, &converged);
         if (converged) return Way::SPARE;
         return rescue_derivative(g, k), Way::LAST;
+    }
+
+    // Of float32's data: as SparseSystem::determined.
+    bool determined(int64_t k) const {
+        if (!g.r_z.data || g.r_nu.data || g.r_lam.data || g.r_lower.data || g.r_lb.data || g.r_ub.data) return true;
+        const T *Q = View<const T>(g.Q).of(k), *r = View<const T>(g.r_z).of(k), *v = View<const T>(g.v_z).of(k);
+        double curvature = 0, unit = 0;
+        for (int j = 0; j < g.n; ++j) {
+            curvature += double(r[j]) * v[j];
+            unit += double(g.diagonal ? Q[j] : Q[size_t(j) * (g.n + 1)]) * v[j] * v[j];
+        }
+        return Tuning<double>::least_curvature * Tuning<double>::regularisation * unit <= curvature;
     }
 
     // Whether the point of a relaxed problem is asked for; its members have been solved before, so they are convex.

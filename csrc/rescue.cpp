@@ -13,6 +13,7 @@
 #include "rescue.h"
 
 #include "attempt.h"
+#include "least_norm.h"
 
 namespace optlayer {
 namespace {
@@ -55,8 +56,10 @@ Model recession_of(const Model& model) {
 
 // Rows of float32 that are equal but for rounding differ by 6e-8: softened by so much, they are equal; and a Q without full
 // rank has a curvature of that size, or none, where it should have none.
-// In a derivative, whose right-hand sides do not contradict each other by rounding, far less does that.
-constexpr double blurred = 1e-8, blurred_derivative = 1e-11;
+constexpr double blurred = 1e-8;
+// Directions of a derivative's matrix that count as none (of float32's data: by their rounding), and its largest order.
+constexpr double zero_direction = 1e-14, rounded_zero = 1e-6;
+constexpr int most_of_least_norm = 1000;
 constexpr double ridge = 1e-12;  // nothing beside another curvature; but no point is far out for nothing
 
 struct Rung {
@@ -438,22 +441,59 @@ template <class V> bool derive_closest(const Rung& rung, const Scaled& scaled) {
     return fine;
 }
 
-template <class V> bool derive(const Args& g, const Scaled& scaled) {
-    const Model& model = scaled.model;
-    Numbers rz, rnu, rk;
-    scaled.load_rhs(rz, rnu, rk);
-    const Answer point = scaled.recall();
-    const double soft = g.single && std::is_same<V, double>::value ? blurred_derivative : 0;
-    Attempt<V> attempt(model, soft, soft);
-    Numbers weight(model.sides(), 0.0);
-    for (int k = 0; k < model.sides(); ++k) {
-        if (g.smoothing == 0 && attempt.idle_equality(k, point)) weight[k] = inf;
-        if (!(point.lam[k] > 0)) continue;
-        weight[k] = inf;
-        if (g.smoothing > 0) weight[k] = point.lam[k] * point.lam[k] / (g.smoothing * scaled.objective);  // lam/s with lam s = κ
+struct DerivativeOf {  // of a solved member: right-hand side, and the inverse of what each side gives, infinite: nothing
+    Numbers rz, rnu, rk, weight;
+
+    DerivativeOf(const Args& g, const Scaled& scaled) : weight(scaled.model.sides(), 0.0) {
+        scaled.load_rhs(rz, rnu, rk);
+        const Answer point = scaled.recall();
+        Attempt<double> attempt(scaled.model, 0);
+        for (int k = 0; k < scaled.model.sides(); ++k) {
+            if (g.smoothing == 0 && attempt.idle_equality(k, point)) weight[k] = inf;
+            if (!(point.lam[k] > 0)) continue;
+            weight[k] = inf;
+            if (g.smoothing > 0) weight[k] = point.lam[k] * point.lam[k] / (g.smoothing * scaled.objective);  // lam/s with lam s = κ
+        }
     }
+};
+template <class V> bool derive(const Args& g, const Scaled& scaled) {
+    const DerivativeOf of(g, scaled);
+    Attempt<V> attempt(scaled.model, 0);
     Answer v;
-    const bool fine = attempt.equations(rz, rnu, rk, weight, v);
+    const bool fine = attempt.equations(of.rz, of.rnu, of.rk, of.weight, v);
+    scaled.store_derivative(v);
+    return fine;
+}
+// The same by the whole matrix, of least norm, where solution or multipliers are not unique:
+//     [Q A' S'; A 0 0; S 0 -1/weight],  S the active sides.
+bool derive_of_least_norm(const Args& g, const Scaled& scaled) {
+    const Model& model = scaled.model;
+    const DerivativeOf of(g, scaled);
+    std::vector<int> active;
+    for (int k = 0; k < model.sides(); ++k)
+        if (of.weight[k] > 0) active.push_back(k);
+    const int n = model.n, m = model.m, p = model.p, N = n + m + int(active.size());
+    if (N > most_of_least_norm) return false;
+    Numbers K(size_t(N) * N), b(N), x(N);
+    const auto put = [&](int i, int j, double value) { K[size_t(i) * N + j] = K[size_t(j) * N + i] = value; };
+    for (int i = 0; i < n; ++i) {
+        b[i] = of.rz[i];
+        for (int j = 0; j <= i; ++j) put(i, j, model.Q[size_t(i) * n + j]);
+    }
+    for (int i = 0; i < m; ++i) {
+        b[n + i] = of.rnu[i];
+        for (int j = 0; j < n; ++j) put(n + i, j, model.A[size_t(i) * n + j]);
+    }
+    for (size_t s = 0; s < active.size(); ++s) {
+        const int k = active[s], row = model.row_of(k), at = n + m + int(s);
+        b[at] = of.rk[k], put(at, at, -1 / of.weight[k]);
+        if (row >= p) put(at, row - p, model.sign(k));
+        for (int j = 0; row < p && j < n; ++j) put(at, j, model.sign(k) * model.G[size_t(row) * n + j]);
+    }
+    const bool fine = least_norm(N, K.data(), b.data(), g.single ? rounded_zero : zero_direction, x.data());
+    Answer v;
+    v.z.assign(x.begin(), x.begin() + n), v.nu.assign(x.begin() + n, x.begin() + n + m), v.lam.assign(model.sides(), 0);
+    for (size_t s = 0; s < active.size(); ++s) v.lam[active[s]] = x[n + m + s];
     scaled.store_derivative(v);
     return fine;
 }
@@ -523,7 +563,9 @@ void rescue_derivative(const Args& g, int64_t k) {
         if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);
         return;
     }
-    if (!derive<double>(g, scaled) && !g.single && Rung(g, scaled).affords_twofold()) derive<Twofold>(g, scaled);
+    if (derive_of_least_norm(g, scaled)) return;
+    if (g.single || !Rung(g, scaled).affords_twofold()) derive<double>(g, scaled);
+    else derive<Twofold>(g, scaled);
 }
 
 bool is_convex(const Args& g, int64_t k) {

@@ -13,8 +13,8 @@
 namespace optlayer {
 namespace {
 
+constexpr int most_dense = 1000;  // variables and rows up to which the last rung finds a derivative: FITS_DENSE of backends/base.py
 constexpr int least_lanes = 3;  // members from which a register of members is quicker than one after the other
-constexpr size_t most_dense = 1000;  // variables and rows up to which the last rung finds a derivative: FITS_DENSE of backends/base.py
 
 RowPattern row_pattern(int64_t rows, const int64_t* first, const int64_t* col) {
     RowPattern M;
@@ -52,7 +52,7 @@ struct Header {  // of a kept factor
     size_t flags, groups, keep_bytes;
 };
 
-enum class Task { SOLVE, ADJOINT, REBUILD };
+enum class Task { SOLVE, ADJOINT, REBUILD, FIRM };  // derivatives: by the kept factors, by new ones, by new ones with a firmer R
 
 class SparseCall {
   public:
@@ -96,10 +96,14 @@ class SparseCall {
                     if (header) flags()[k] = serves[k - i * p.lanes];
                     unsolved += status != SOLVED;
                 } else if (status == SOLVED) {
-                    bool& found = serves[k - i * p.lanes];
+                    bool found = serves[k - i * p.lanes];
+                    if (!finite_rhs<T>(g, k)) {
+                        same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
+                        continue;
+                    }
                     if (task == Task::ADJOINT && !flags()[k]) found = alone(k, room, Task::REBUILD);
-                    if (!finite_rhs<T>(g, k)) same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
-                    else if (!found || !finite(g.v_z, k, g.n)) derive_densely(k);
+                    found = (found && finite(g.v_z, k, g.n)) || (alone(k, room, Task::FIRM) && finite(g.v_z, k, g.n));
+                    if (!found) derive_densely(k);
                 }
             }
         });
@@ -206,12 +210,12 @@ class SparseCall {
         a.n = g.n, a.m = g.m, a.p = g.p, a.bounds = p.bounds, a.pattern = &pattern;
         V *q = work.take<V>(g.n), *b = work.take<V>(g.m);
         a.q = q, a.b = b;
-        const bool own = !(p.shared && std::is_same<U, T>::value);
+        const bool own = !(p.shared && std::is_same<U, T>::value), rebuild = task == Task::REBUILD || task == Task::FIRM;
         U* values = own ? work.take<U>(size_t(pattern.entries())) : nullptr;
         group.place_sides(keep, work);
         SparseSystem<Solo<V>, V, U> system(group.t, a);
         system.place(keep, work);
-        a.units = system.scale, system.pause = pause;
+        a.units = system.scale, system.pause = pause, system.rounded = g.single == 2;
         if (work.base) {
             group.choose_members(first);
             if constexpr (std::is_same<U, V>::value) {
@@ -221,13 +225,14 @@ class SparseCall {
             if constexpr (std::is_same<U, T>::value) a.point_to(own ? values : shared_values);
             else a.point_to(values);
             if (task == Task::SOLVE) group.load_vectors(), group.load_sides();
-            if (task == Task::REBUILD || g.given) {
-                system.equilibrate();
+            if (rebuild || g.given) {
+                if (task == Task::FIRM) system.equilibrate_firmly();
+                else system.equilibrate();
                 system.find_unit();
             }
         }
         if (task != Task::SOLVE) {
-            group.adjoint(system, work, task == Task::REBUILD);
+            group.adjoint(system, work, rebuild);
             if (serves) std::copy_n(group.converged, lanes_of<V>, serves);
             return;
         }
@@ -244,7 +249,7 @@ class SparseCall {
         Ldl<V> ldl{};
         if (s.objective) ldl.place(s.objective->plan, work, work);
         if (!work.base) return mask_of<V>(true);
-        const V allowed = V(T(Tuning<T>::convex));
+        const V allowed = V(T(g.single ? double(Tuning<float>::convex) : Tuning<T>::convex));
         if (!s.objective) {
             V least = V(T(0));
             for (int j = 0; j < g.n; ++j) least = min(least, a.curvature(j));
@@ -262,7 +267,7 @@ class SparseCall {
     // too far from the truth for refinement, as of a vertex that no curvature holds.
     void derive_densely(int64_t k) const {
         const size_t n = g.n;
-        if (n + g.p + g.m > most_dense) return;
+        if (g.n + g.p + g.m > most_dense) return;
         std::vector<T> values(pattern.entries()), Q(n * n), G(g.p * n), A(g.m * n);
         gather(k, values.data(), 1);
         SparseData<T, T> a{};

@@ -414,6 +414,26 @@ def test_vertex_of_an_lp_does_not_move_with_the_cost(backend: str) -> None:
     assert torch.allclose(grad_h, torch.ones(1, dtype=F64), atol=1e-7)
 
 
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("rank", [2, 5])
+def test_flat_directions_do_not_blow_a_gradient_up(rank: int, dtype: torch.dtype, form: str) -> None:
+    """Qz = c has many solutions: what asks for the part of z that c does not determine gets nothing for it."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        basis = torch.linalg.qr(torch.randn(6, 6, dtype=F64)).Q[:, :rank]
+        Q = (basis * torch.logspace(0, -1, rank, dtype=F64)) @ basis.mT
+        determined, any_direction, ones = Q @ torch.randn(6, dtype=F64), torch.randn(6, dtype=F64), torch.ones(6, dtype=dtype)
+        data = Q.to(dtype)
+        q = (Q @ torch.randn(6, dtype=F64)).to(dtype).requires_grad_()
+        Q_given = data if form == "dense" else optlayer.Sparse.from_dense(data)
+        z = optlayer.solve(Q_given, q, lb=-100 * ones, ub=100 * ones, backend="cpu").z
+        (grad,) = torch.autograd.grad(z, q, determined.to(dtype), retain_graph=True)
+        torch.testing.assert_close(Q @ grad.to(F64), -determined, rtol=0, atol=1e-9 if dtype is F64 else 2e-5)
+        (grad,) = torch.autograd.grad(z, q, any_direction.to(dtype))
+        assert grad.norm() < 100 * any_direction.norm(), (seed, grad)
+
+
 def test_fixed_variables_follow_their_bounds(backend: str) -> None:
     """lb = ub: the variable does not move with q, and moves with its two bounds together."""
     Q = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=F64)

@@ -281,7 +281,7 @@ static void derives(const char* what, Double member, Way way, bool twice = false
         const Scaled scaled(back, 0);
         const Rung rung(back, scaled);
         const bool closest = member.closest;
-        expect((closest ? derive_closest<double>(rung, scaled) : derive<double>(back, scaled)) != twice, what);
+        expect((closest ? derive_closest<double>(rung, scaled) : derive_of_least_norm(back, scaled)) != twice, what);
         expect(!twice || (closest ? derive_closest<Twofold>(rung, scaled) : derive<Twofold>(back, scaled)), what);
     }
     Blocks::give(g.factor.data);

@@ -471,6 +471,7 @@ struct Group {
         V *rz = w.take<V>(n), *rnu = w.take<V>(m), *rk = w.take<V>(S), *s = w.take<V>(S), *lam = w.take<V>(S);
         V *vz = w.take<V>(n), *vnu = w.take<V>(m), *vk = w.take<V>(S), *vy = w.take<V>(R), *vt = w.take<V>(R);
         V *gz = w.take<V>(n), *gnu = w.take<V>(m), *rho = w.take<V>(S), *dz = w.take<V>(n), *dnu = w.take<V>(m);
+        V* before = w.take<V>(System::proximal ? n + m + S : 0);
         if (!w.base) return;
         auto zero = [&](V* v, int c) { t.each(c, [&](int i) { v[i] = V(0); }); };
         zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
@@ -502,53 +503,88 @@ struct Group {
             system.factor(x.D);
         }
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
-        const int least = 3, most = 12;  // rounds of refinement, as long as the residual halves
+        const int least = 3, most = System::proximal ? 40 : 12;  // rounds of refinement, as long as the residual halves
         using Judge = Verdict<Tm, V, U, D>;
+        struct Part { int count; V *rhs, *left, *v; };
+        const Part parts[] = {{n, rz, gz, vz}, {m, rnu, gnu, vnu}, {S, rk, rho, vk}};
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
         // to them, so that the units of the objective do not matter.
         auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
         V force = size(n, rz), move = max(size(m, rnu), size(S, rk));
-        V left = V(0);  // the residual before the last round
-        auto going = left <= V(0);
-        for (int round = 0; round < most; ++round) {
-            zero(vy, R);
+        [[maybe_unused]] const auto of_rows = move > V(T(0));
+        auto relative = [&](V of_z, V of_nu, V of_k) { return max(Judge::relative(of_z, force), Judge::relative(max(of_nu, of_k), move)); };
+        auto residual = [&](bool zeros) {
+            zero(vy, R), zero(gz, n), zero(gnu, m), zero(vt, R), zero(x.e, R);
             x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
-            zero(gz, n);
-            if (round) {
+            if (!zeros) {
                 a.add_Qz(t, vz, gz);
                 force = max(force, size(n, gz));
                 a.add_rows_t(t, vy, gz);
                 a.add_At(t, vnu, gz);
+                if (m) a.A_times(t, vz, gnu);
+                a.rows_times(t, vz, vt);
+                move = max(move, max(size(m, gnu), size(R, vt)));
             }
             t.each(n, [&](int j) { gz[j] = rz[j] - gz[j]; });
-            zero(gnu, m);
-            if (m && round) a.A_times(t, vz, gnu);
-            move = max(move, size(m, gnu));
             t.each(m, [&](int i) { gnu[i] = rnu[i] - gnu[i]; });
-            zero(vt, R);
-            if (round) a.rows_times(t, vz, vt);
-            move = max(move, size(R, vt));
-            zero(x.e, R);
             x.each(t, [&](int k, int i, V sg) {
                 const V soft = select(lam[k] > V(0), s[k] / max(lam[k], V(T(1e-37))), V(0));
                 const V off = fma(soft, vk[k], rk[k] - sg * vt[i]);
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
-            const V now = max(Judge::relative(size(n, gz), force), Judge::relative(max(size(m, gnu), size(S, rho)), move));
+            return relative(size(n, gz), size(m, gnu), size(S, rho));
+        };
+        const V far = V(T(Tuning<T>::infinity)), half = V(T(0.5));
+        V left = far, change = far;  // the residual before the last round; how far that has moved it
+        auto going = left > V(0);
+        for (int round = 0; round < most; ++round) {
+            V now = residual(round == 0);
+            auto slow = !(now < half * left);
+            if constexpr (System::proximal) {
+                const V last = change;
+                V* b = before;
+                V moved[3];
+                for (int i = 0; i < 3; b += parts[i++].count)
+                    moved[i] = t.max(parts[i].count, V(0), [&](int e) { return abs(parts[i].left[e] - b[e]); });
+                if (round) change = relative(moved[0], moved[1], moved[2]);
+                const auto settled = !(change < V(T(0.9)) * last);
+                // What rounds do not move is the part of the right-hand side outside the system's range, along directions in
+                // which nothing determines the solution. It is taken off, and the rest solved anew, from zero and so of least norm.
+                const auto outside = going & settled & (now > V(T(Tuning<T>::exact))) & (change <= system.unmoved * now);
+                if (any(outside)) {
+                    for (const Part& x : parts)
+                        t.each(x.count, [&](int e) {
+                            x.rhs[e] = select(outside, x.rhs[e] - x.left[e], x.rhs[e]);
+                            x.v[e] = select(outside, V(T(0)), x.v[e]);
+                        });
+                    now = residual(false);
+                    left = select(outside, far, left), change = select(outside, far, change);
+                }
+                slow = slow & !outside & (settled | (now <= V(T(Tuning<T>::converged))));
+            }
             const auto exact = going & (now <= V(T(Tuning<T>::exact)));
             left = select(exact, now, left);
             going = going & !exact;
-            if (round >= least) going = going & (now < V(T(0.5)) * left);
+            if (round >= least) going = going & !slow;
             if (!any(going)) break;
             left = select(going, now, left);
+            if constexpr (System::proximal) {
+                V* b = before;
+                for (const Part& x : parts) {
+                    t.each(x.count, [&](int e) { b[e] = x.left[e]; });
+                    b += x.count;
+                }
+            }
             system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
             t.each(n, [&](int j) { vz[j] = select(going, vz[j] + dz[j], vz[j]); });
             t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });
             x.each(t, [&](int k, int i, V sg) { vk[k] = select(going, fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]), vk[k]); });
         }
         // refinement that does not converge is no answer: who calls must do better
-        for (int l = 0; l < W; ++l) converged[l] = lane(left <= V(T(Tuning<T>::converged)), l);
+        auto found = left <= V(T(Tuning<T>::converged));
+        if constexpr (System::proximal) found = found & (system.determined(rz, vz) | of_rows);
+        for (int l = 0; l < W; ++l) converged[l] = lane(found, l);
         zero_unsolved(vz, vnu, vk);
         store(vz, g.v_z, n);
         if (m) store(vnu, g.v_nu, m);

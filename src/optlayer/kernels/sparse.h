@@ -26,6 +26,8 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
     V *diagonal, *solution;                // scratch in the order of elimination
     V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
+    V regularisation = V(T(S::regularisation)), unmoved = V(T(S::unmoved));  // of the strong R; of derivatives (tuning.h)
+    bool rounded = false;  // the data hold float32's numbers
     V weak;                                // 1 where R is, having been in the way
     V left = V(T(0));                      // of complementarity, relative, in the loop
     bool predicted = false;
@@ -70,13 +72,25 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     }
     template <class M> void regularise(M which) {
         const SparsePattern& s = *a.pattern;
-        const V much = select(weak > V(T(0)), V(T(S::weak_regularisation)), V(T(S::regularisation)));
+        const V much = select(weak > V(T(0)), V(T(S::weak_regularisation)), regularisation);
         t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, much / (scale[i] * scale[i]), R[s.place[i]]); });
     }
     // The weak R for the strong one, or the other way round.
     template <class M> void exchange(M which) {
         weak = select(which, V(T(1)) - weak, weak);
         regularise(which);
+    }
+    // Instead of `equilibrate`: for a derivative that R has left too far from the truth.
+    void equilibrate_firmly() {
+        regularisation = V(T(rounded ? S::firm_rounded : S::firm)), unmoved = V(T(rounded ? S::unmoved_rounded : S::unmoved));
+        equilibrate();
+        rounded = false;
+    }
+    // Whether the curvature along vz, where K vz = rz, is not what the rounding of float32's data may be.
+    mask_of<V> determined(const V* rz, const V* vz_) const {
+        if (!rounded) return mask_of<V>(true);
+        const V curvature = t.sum(a.n, [&](int j) { return rz[j] * vz_[j]; });
+        return V(T(S::least_curvature)) * t.sum(a.n, [&](int j) { return R[a.pattern->place[j]] * vz_[j] * vz_[j]; }) <= curvature;
     }
     template <class M> void shrink(M which) {
         t.each(a.pattern->order(), [&](int i) { R[i] = select(which, V(T(S::shrink)) * R[i], R[i]); });

@@ -46,6 +46,9 @@ template <> struct Tuning<double> {
     // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
     static constexpr double regularisation = 1e-8;   // R of the sparse KKT matrix, equilibrated (sparse.h) [maros]
+    // R of a derivative that this one leaves too far from the truth: LDLᵀ without pivoting loses digits as 1/R². Of float32's
+    // data so large that curvature which may be their rounding, `least_curvature` of the first R, is a tenth of it. [benchmarks/sparse.py, tests/test_gradients.py]
+    static constexpr double firm = 1e-7, firm_rounded = 1e-5, least_curvature = 100;
     // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
     // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
     static constexpr double weak_regularisation = 1e-13, late = 0.1;
@@ -63,8 +66,9 @@ template <> struct Tuning<double> {
     static constexpr double pivot_ratio = 1e-11;     // least pivot of Q at which forming M is still exact (schur.h)
     static constexpr double rank = 1e-10;            // of a column of A' (null space)
     static constexpr double least_unit = 1e-7;       // of the slacks at the start (schur.h)
-    // Refinement of a derivative: exact, and what counts as converged.
-    static constexpr double exact = 1e-14, converged = 1e-9, least_slack = 1e-30;
+    // Refinement of a derivative: exact, and what counts as converged. A right-hand side of which a round moves less than
+    // `unmoved` lies along directions whose curvature, under R times that, may be rounding's. [benchmarks/sparse.py]
+    static constexpr double exact = 1e-14, converged = 1e-9, least_slack = 1e-30, unmoved = 1e-4, unmoved_rounded = 0.1;
     static constexpr double convex = 1e-9;           // a negative curvature below this, scaled, is rounding [fuzz]
 };
 
