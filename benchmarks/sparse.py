@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +56,9 @@ def leaves(t: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
 
 
 def medians(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, float]:
-    """Median time of each call in seconds, measured in turn."""
+    """Median time of each call in seconds, measured in turns whose order is drawn anew: each follows every other one."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
 
     def wanting(own: list[float]) -> bool:
         return len(own) < least or (sum(own) < seconds and len(own) < 50)
@@ -64,6 +66,7 @@ def medians(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 3)
     for call in calls.values():
         call()
     while turn := [name for name in calls if wanting(times[name])]:
+        order.shuffle(turn)
         for name in turn:
             start = perf_counter()
             calls[name]()

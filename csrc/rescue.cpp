@@ -475,6 +475,7 @@ bool derive_of_least_norm(const Args& g, const Scaled& scaled) {
     const int n = model.n, m = model.m, p = model.p, N = n + m + int(active.size());
     if (N > most_of_least_norm) return false;
     Numbers K(size_t(N) * N), b(N), x(N);
+    const auto unit = [&](int k) { return std::min(1.0, std::sqrt(of.weight[k])); };  // so that no entry is larger than one
     const auto put = [&](int i, int j, double value) { K[size_t(i) * N + j] = K[size_t(j) * N + i] = value; };
     for (int i = 0; i < n; ++i) {
         b[i] = of.rz[i];
@@ -486,14 +487,15 @@ bool derive_of_least_norm(const Args& g, const Scaled& scaled) {
     }
     for (size_t s = 0; s < active.size(); ++s) {
         const int k = active[s], row = model.row_of(k), at = n + m + int(s);
-        b[at] = of.rk[k], put(at, at, -1 / of.weight[k]);
-        if (row >= p) put(at, row - p, model.sign(k));
-        for (int j = 0; row < p && j < n; ++j) put(at, j, model.sign(k) * model.G[size_t(row) * n + j]);
+        const double c = unit(k) * model.sign(k);
+        b[at] = unit(k) * of.rk[k], put(at, at, -unit(k) * unit(k) / of.weight[k]);
+        if (row >= p) put(at, row - p, c);
+        for (int j = 0; row < p && j < n; ++j) put(at, j, c * model.G[size_t(row) * n + j]);
     }
     const bool fine = least_norm(N, K.data(), b.data(), g.single ? rounded_zero : zero_direction, x.data());
     Answer v;
     v.z.assign(x.begin(), x.begin() + n), v.nu.assign(x.begin() + n, x.begin() + n + m), v.lam.assign(model.sides(), 0);
-    for (size_t s = 0; s < active.size(); ++s) v.lam[active[s]] = x[n + m + s];
+    for (size_t s = 0; s < active.size(); ++s) v.lam[active[s]] = unit(active[s]) * x[n + m + s];
     scaled.store_derivative(v);
     return fine;
 }

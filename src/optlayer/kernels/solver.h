@@ -505,8 +505,8 @@ struct Group {
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = System::proximal ? 40 : 12;  // rounds of refinement, as long as the residual halves
         using Judge = Verdict<Tm, V, U, D>;
-        struct Part { int count; V *rhs, *left, *v; };
-        const Part parts[] = {{n, rz, gz, vz}, {m, rnu, gnu, vnu}, {S, rk, rho, vk}};
+        struct Part { int count; V *rhs, *left, *v, *before; };
+        const Part parts[] = {{n, rz, gz, vz, before}, {m, rnu, gnu, vnu, before + n}, {S, rk, rho, vk, before + n + m}};
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
         // to them, so that the units of the objective do not matter.
         auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
@@ -543,20 +543,19 @@ struct Group {
             auto slow = !(now < half * left);
             if constexpr (System::proximal) {
                 const V last = change;
-                V* b = before;
-                V moved[3];
-                for (int i = 0; i < 3; b += parts[i++].count)
-                    moved[i] = t.max(parts[i].count, V(0), [&](int e) { return abs(parts[i].left[e] - b[e]); });
-                if (round) change = relative(moved[0], moved[1], moved[2]);
+                const auto moved = [&](const Part& part) {
+                    return t.max(part.count, V(0), [&](int e) { return abs(part.left[e] - part.before[e]); });
+                };
+                if (round) change = relative(moved(parts[0]), moved(parts[1]), moved(parts[2]));
                 const auto settled = !(change < V(T(0.9)) * last);
                 // What rounds do not move is the part of the right-hand side outside the system's range, along directions in
                 // which nothing determines the solution. It is taken off, and the rest solved anew, from zero and so of least norm.
                 const auto outside = going & settled & (now > V(T(Tuning<T>::exact))) & (change <= system.unmoved * now);
                 if (any(outside)) {
-                    for (const Part& x : parts)
-                        t.each(x.count, [&](int e) {
-                            x.rhs[e] = select(outside, x.rhs[e] - x.left[e], x.rhs[e]);
-                            x.v[e] = select(outside, V(T(0)), x.v[e]);
+                    for (const Part& part : parts)
+                        t.each(part.count, [&](int e) {
+                            part.rhs[e] = select(outside, part.rhs[e] - part.left[e], part.rhs[e]);
+                            part.v[e] = select(outside, V(0), part.v[e]);
                         });
                     now = residual(false);
                     left = select(outside, far, left), change = select(outside, far, change);
@@ -569,13 +568,8 @@ struct Group {
             if (round >= least) going = going & !slow;
             if (!any(going)) break;
             left = select(going, now, left);
-            if constexpr (System::proximal) {
-                V* b = before;
-                for (const Part& x : parts) {
-                    t.each(x.count, [&](int e) { b[e] = x.left[e]; });
-                    b += x.count;
-                }
-            }
+            if constexpr (System::proximal)
+                for (const Part& part : parts) t.each(part.count, [&](int e) { part.before[e] = part.left[e]; });
             system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
             t.each(n, [&](int j) { vz[j] = select(going, vz[j] + dz[j], vz[j]); });
             t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });
