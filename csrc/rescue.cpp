@@ -57,7 +57,8 @@ Model recession_of(const Model& model) {
 // Rows of float32 that are equal but for rounding differ by 6e-8: softened by so much, they are equal; and a Q without full
 // rank has a curvature of that size, or none, where it should have none.
 constexpr double blurred = 1e-8;
-// Directions of a derivative's matrix that count as none (of float32's data: by their rounding), and its largest order.
+// Directions of a derivative's matrix that count as none (of float32's data: by their rounding; not of a relaxed problem, whose
+// sides determine everything), and its largest order.
 constexpr double zero_direction = 1e-14, rounded_zero = 1e-6;
 constexpr int most_of_least_norm = 1000;
 constexpr double ridge = 1e-12;  // nothing beside another curvature; but no point is far out for nothing
@@ -492,7 +493,7 @@ bool derive_of_least_norm(const Args& g, const Scaled& scaled) {
         if (row >= p) put(at, row - p, c);
         for (int j = 0; row < p && j < n; ++j) put(at, j, c * model.G[size_t(row) * n + j]);
     }
-    const bool fine = least_norm(N, K.data(), b.data(), g.single ? rounded_zero : zero_direction, x.data());
+    const bool fine = least_norm(N, K.data(), b.data(), g.single && g.smoothing == 0 ? rounded_zero : zero_direction, x.data());
     Answer v;
     v.z.assign(x.begin(), x.begin() + n), v.nu.assign(x.begin() + n, x.begin() + n + m), v.lam.assign(model.sides(), 0);
     for (size_t s = 0; s < active.size(); ++s) v.lam[active[s]] = unit(active[s]) * x[n + m + s];
