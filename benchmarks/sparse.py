@@ -56,7 +56,7 @@ def leaves(t: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
 
 
 def medians(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, float]:
-    """Median time of each call in seconds, measured in turns whose order is drawn anew: each follows every other one."""
+    """Median time of each call in seconds, in turns whose order is drawn anew: each follows every other one."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
 

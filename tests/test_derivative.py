@@ -423,8 +423,8 @@ def test_flat_directions_do_not_blow_a_gradient_up(rank: int, dtype: torch.dtype
         torch.manual_seed(seed)
         basis = torch.linalg.qr(torch.randn(6, 6, dtype=F64)).Q[:, :rank]
         Q = (basis * torch.logspace(0, -1, rank, dtype=F64)) @ basis.mT
-        determined, any_direction, ones = Q @ torch.randn(6, dtype=F64), torch.randn(6, dtype=F64), torch.ones(6, dtype=dtype)
-        data = Q.to(dtype)
+        determined, any_direction = Q @ torch.randn(6, dtype=F64), torch.randn(6, dtype=F64)
+        data, ones = Q.to(dtype), torch.ones(6, dtype=dtype)
         q = (Q @ torch.randn(6, dtype=F64)).to(dtype).requires_grad_()
         Q_given = data if form == "dense" else optlayer.Sparse.from_dense(data)
         z = optlayer.solve(Q_given, q, lb=-100 * ones, ub=100 * ones, backend="cpu").z
