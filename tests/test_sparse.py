@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks import sparse as measured
+from benchmarks import sparse_workloads
 from torch import Tensor
 
 import optlayer
@@ -522,6 +524,33 @@ def test_a_pattern_that_is_none(first: list[int], columns: list[int], size: Any,
     columns_ = torch.tensor(columns, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
         Sparse(torch.tensor(first), columns_, torch.ones(len(columns)), size)
+
+
+@pytest.mark.parametrize("slope", [1e-8, 1e-9, 1e-10])
+def test_forces_without_curvature_go_to_their_bounds_whatever_they_cost(slope: float) -> None:
+    """x = Σ a_i u_i, a curved cost of x, costs of u that are linear and tiny: u is at a vertex, found in few steps."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        n = 6
+        Q = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+        Q[0, 0] = 1
+        A = torch.cat([torch.ones(1, dtype=torch.float64), -1 - 0.01 * torch.randn(n, dtype=torch.float64)])[None]
+        q = torch.cat([-torch.ones(1, dtype=torch.float64), slope * (1 + torch.rand(n, dtype=torch.float64))])
+        ub = 1 + torch.rand(n + 1, dtype=torch.float64)
+        ub[0] = 100
+        s = solve(Sparse.from_dense(Q), q, A=Sparse.from_dense(A), b=torch.zeros(1, dtype=torch.float64), lb=-ub, ub=ub)
+        assert (s.z[1:].abs() == ub[1:]).sum() == n - 1
+        assert abs(s.z[0] - 1) <= 10 * slope
+        assert s.iterations <= 8
+
+
+@pytest.mark.parametrize("seed", [2, 8])
+def test_the_controllers_redundant_forces(seed: int) -> None:
+    """A walking quadruped's: contact forces without a cost, models that differ between the members of a batch."""
+    batch = sparse_workloads.make("controller", "values", 32, seed)
+    s = solve(**measured.tensors(batch))
+    assert measured.residual(batch, s) < 1e-9
+    assert s.iterations.max() < 25
 
 
 def test_errors_name_what_is_wrong() -> None:

@@ -333,8 +333,10 @@ struct Interior : Verdict<Tm, V, U, D> {
             going = going & affordable();
             if (!any(going)) break;
             if (any(look)) weigh(), residuals();
+            const auto unmoved = going & (slow > V(0)) & (abs(now.dual - before.dual) <= V(T(S::same_force)) * now.dual);
             before = now;
             refine(going);
+            slow = select(go_far(unmoved), V(0), slow);
             steps = steps + V(1);
             a.rows_times(t, out.z, x.v);
             V changes = V(0);
@@ -359,6 +361,28 @@ struct Interior : Verdict<Tm, V, U, D> {
         a.rows_times(t, out.z, x.v);
         leave_slacks(which);
         return done;
+    }
+    // A force that a step has not changed pulls along a direction in which nothing bends the objective: further along the last
+    // step, to the first side in its way. (R lets a step go no farther than the force, which may be tiny, over R.) Returns the
+    // lanes that have moved.
+    template <class M>
+    OPTLAYER_CALL M go_far(M which) {
+        if (!any(which)) return which;
+        const V slope = t.sum(a.n, [&](int j) { return gd[j] * dz[j]; });
+        t.each(a.n, [&](int j) { gd[j] = V(0); });
+        a.add_Qz(t, dz, gd);
+        const V bend = t.sum(a.n, [&](int j) { return gd[j] * dz[j]; }), far = V(T(Tuning<T>::infinity));
+        V reach = select(bend > V(0), slope / max(bend, V(1) / far), far);
+        x.each(t, [&](int k, int i, V sg) {
+            const V rate = sg * x.dt[i];
+            const auto ahead = (x.on[k] > V(0)) & !(x.active[k] > V(0)) & (rate > V(0));
+            reach = min(reach, select(ahead, (x.h[k] - sg * x.v[i]) / max(rate, V(1) / far), far));
+        });
+        t.smallest(reach);
+        which = which & (slope > V(0)) & (reach > V(1)) & (reach < far);
+        const V more = fma(reach, V(T(1 + 1e-9)), V(-1));  // (beyond the side, so that it counts as broken)
+        t.each(a.n, [&](int j) { out.z[j] = select(which, fma(more, dz[j], out.z[j]), out.z[j]); });
+        return which;
     }
     // What is zero but for rounding, as zero: forces that nothing asks for, and the variables that Q would feel. (Others keep
     // their rows.) Returns the lanes whose point it makes `exact`.

@@ -57,6 +57,7 @@ template <> struct Tuning<double> {
     // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
     static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3;
     static constexpr double shrink = 1e-2;
+    static constexpr double same_force = 1e-2;       // what changes a force by less, relative, has not changed it (go_far) [benchmarks/sparse.py]
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
     // What is left of a direction's equations that is worth a step of refinement, relative to the right-hand side, at least to
