@@ -553,6 +553,24 @@ def test_the_controllers_redundant_forces(seed: int) -> None:
     assert s.iterations.max() < 25
 
 
+@pytest.mark.parametrize("seed", [12, 328])
+def test_no_gradient_from_a_factor_that_growth_has_spoilt(seed: int) -> None:
+    """Rank 6 of 22: steps that grow from round to round, with residuals that are small beside them."""
+    torch.manual_seed(seed)
+    n, p, m = 22, 11, 6
+    M, G, A, z = (torch.randn(*size, dtype=torch.float64) for size in ((6, n), (p, n), (m, n), (n,)))
+    Q, lam = M.mT @ M, torch.rand(p, dtype=torch.float64) * (torch.rand(p) < 0.3)
+    slack, upstream = torch.rand(p, dtype=torch.float64) * (lam == 0), Q @ torch.randn(n, dtype=torch.float64)
+    q = (-(Q @ z) - lam @ G - torch.randn(m, dtype=torch.float64) @ A).requires_grad_()
+    Q_, G_, A_ = (Sparse.from_dense(x) for x in (Q, G, A))
+    box = torch.full((n,), 1e4, dtype=torch.float64)
+    s = solve(Q_, q, G_, G @ z + slack, A_, A @ z, lb=-box, ub=box)
+    (grad,) = torch.autograd.grad(s.z, q, upstream)
+    rows = torch.cat([A, G[s.lam > 0]])
+    allowed = torch.linalg.svd(rows).Vh[len(rows) :]  # directions along which they do not change
+    assert (allowed @ (Q @ grad + upstream)).abs().max() < 1e-8
+
+
 def test_errors_name_what_is_wrong() -> None:
     eye, q = Sparse.from_dense(torch.eye(3, dtype=torch.float64)), torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="one for each entry"):

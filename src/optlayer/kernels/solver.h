@@ -537,6 +537,7 @@ struct Group {
         };
         const V far = V(T(Tuning<T>::infinity)), half = V(T(0.5));
         V left = far, change = far;  // the residual before the last round; how far that has moved it
+        V first = V(0);              // the length of the first step
         auto going = left > V(0);
         for (int round = 0; round < most; ++round) {
             V now = residual(round == 0);
@@ -571,6 +572,11 @@ struct Group {
             if constexpr (System::proximal)
                 for (const Part& part : parts) t.each(part.count, [&](int e) { part.before[e] = part.left[e]; });
             system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
+            // A factor that growth has spoilt makes each step larger than the one before, and residuals small beside them.
+            const V length = size(n, dz);
+            if (!round) first = length;
+            const auto spoilt = going & !(length <= V(T(10)) * first);
+            left = select(spoilt, far, left), going = going & !spoilt;
             t.each(n, [&](int j) { vz[j] = select(going, vz[j] + dz[j], vz[j]); });
             t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });
             x.each(t, [&](int k, int i, V sg) { vk[k] = select(going, fma(x.weight[k], sg * x.dt[i] - rho[k], vk[k]), vk[k]); });
