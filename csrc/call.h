@@ -399,7 +399,10 @@ class Call {
             if (ended()) return Way::SPARE;
         }
         if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return Way::NONE;  // the user does not want more
-        return rescue(g, k, !open || uneven), Way::LAST;
+        rescue(g, k, !open || uneven);
+        // Degenerate faces of solutions, as of linear programs with ties: the proximal polish bears them.
+        const bool given_up = !settled(status(k)) && !g.closest && !relaxed() && g.n + g.m + g.p <= most_by_pattern;
+        return given_up && solve_by_pattern(g, k, true) ? Way::PATTERN : Way::LAST;
     }
 
     // Whether the curvatures are so far apart that it is the variables' units that stop an active set.

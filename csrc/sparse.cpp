@@ -325,7 +325,7 @@ struct DenseEntries {
 
 }  // namespace
 
-bool solve_by_pattern(const Args& g, int64_t k) {
+bool solve_by_pattern(const Args& g, int64_t k, bool filled) {
     const OwnScratch own;
     Args one = g;
     one.batch = one.lanes = one.threads = 1, one.keep = 0, one.factor = {nullptr, 0};
@@ -341,7 +341,7 @@ bool solve_by_pattern(const Args& g, int64_t k) {
     if (!g.diagonal) one.Q.data = Q.value.data();
     one.G.data = G.value.data(), one.A.data = A.value.data();
     const size_t all = (g.diagonal ? 0 : size_t(g.n) * g.n) + size_t(g.p + g.m) * g.n;
-    if (4 * (Q.col.size() + G.col.size() + A.col.size()) > all) return false;  // (its factor would be dense)
+    if (!filled && 4 * (Q.col.size() + G.col.size() + A.col.size()) > all) return false;  // (its factor would be dense)
     const std::unique_ptr<SparsePlan> plan(sparse_plan(shape));
     int32_t& status = *View<int32_t>(one.status).of(0);
     const int32_t before = status;

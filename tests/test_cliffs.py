@@ -228,6 +228,24 @@ def test_large_rank_one(size: float) -> None:
     assert error(solution.z.numpy(), np.array([-1, 0.5 - 0.125 / size]), 1) <= 1e-9
 
 
+def test_wide_faces_of_linear_programs() -> None:
+    """Few rows of small integers, a far box, ties everywhere: every member finds a point of its face of solutions."""
+    r = np.random.default_rng(0)
+    for _ in range(150):
+        n, count = int(r.integers(6, 16)), 8
+        p, m = n // 2 + 1, max(1, n // 5)
+        G, A = r.standard_normal((p, n)).round(), r.standard_normal((m, n)).round()
+        z = r.standard_normal((count, n)).round()
+        active = r.random((count, p)) < 0.4
+        lam, nu = np.where(active, (1 + 3 * r.random((count, p))).round(), 0), r.standard_normal((count, m)).round()
+        given = {"q": -lam @ G - nu @ A, "G": G, "h": z @ G.T + np.where(active, 0, 0.5 + r.random((count, p)))}
+        given |= {"A": A, "b": z @ A.T, "lb": np.full(n, -50.0), "ub": np.full(n, 50.0)}
+        t = {name: torch.tensor(x) for name, x in given.items()}
+        s = solve(torch.zeros(n, n, dtype=torch.float64), **t, backend="cpu", check=False)
+        assert (s.status == Status.SOLVED).all()
+        torch.testing.assert_close((t["q"] * s.z).sum(-1), (t["q"] * torch.tensor(z)).sum(-1), rtol=1e-9, atol=1e-7)
+
+
 def test_a_linear_program_in_units_ends() -> None:
     """No point that the last rung met could be judged: its answer was empty, and read all the same."""
     r = np.random.default_rng(22)

@@ -225,6 +225,9 @@ static void solutions() {
     for (int j = 0; j < n; ++j) costs[j] = j % 3 - 0.5;
     const std::vector<double> none(size_t(n) * n), zero(n), ones(n, 1);
     climbs("a large linear program", Double(none, costs).within(zero, ones), Way::PATTERN, SOLVED);
+    climbs("a face of solutions", Double(std::vector<double>(36), {2, 2, 0, -4, -4, 0})
+               .rows({-1, -1, -1, 2, 1, 0, 0, 0, 1, 0, 1, 0}, {-3, 0}).equal({0, 0, 0, 1, -2, 2}, {3})
+               .within(std::vector<double>(6, -50), std::vector<double>(6, 50)), Way::PATTERN, SOLVED);
     climbs("curvatures far apart", Double({1, 0, 0, 1e-20}, {-1, 2}).rows({2, 0}, {1}), Way::UNITS, SOLVED);
     climbs("a linear program", flat.rows({2}, {1}), Way::SPARE, SOLVED);
     climbs("no objective", Double({0, 0, 0, 0}, {0, 0}).rows({1, 3}, {2}).equal({1, -1}, {1}), Way::SPARE, SOLVED);

@@ -10,6 +10,8 @@ namespace optlayer {
 
 // Variables and rows from which the sparse engine tries what the first rung leaves, before rungs of cubic cost. [families]
 constexpr int by_pattern_from = 100;
+// And up to which it tries what no rung has settled, whatever the fill. [tests/test_cliffs.py]
+constexpr int most_by_pattern = 500;
 
 // Ratio of two variables' curvatures below which it is their units that stop the active set of the first rung. [families]
 constexpr double even_units = 1e-8;
