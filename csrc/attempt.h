@@ -115,7 +115,7 @@ template <class V> class Attempt {
             a.A_times(team, vz.data(), gnu.data());
             for (int i = 0; i < m; ++i) {
                 move = max(move, max(abs(gnu[i]), abs(V(rnu[i]))));
-                gnu[i] = V(rnu[i]) - fnma(x.soft_equality, vnu[i], gnu[i]);
+                gnu[i] = V(rnu[i]) - gnu[i];
             }
             a.rows_times(team, vz.data(), x.v);
             for (int i = 0; i < a.rows(); ++i) x.e[i] = V(0);

@@ -391,7 +391,10 @@ class Call {
         if (!valid(k)) return reject(k), Way::DATA;
         if (!relaxed() && !convex(k)) return reject(k, NOT_CONVEX), Way::DATA;
         if (g.given) return Way::NONE;
-        if (g.n + g.m + g.p >= by_pattern_from && !g.closest && !relaxed() && solve_by_pattern(g, k)) return Way::PATTERN;
+        const int size = g.n + g.m + g.p;
+        const bool ordinary = !g.closest && !relaxed();
+        const ByPattern early = ordinary && size >= by_pattern_from ? solve_by_pattern(g, k, false) : ByPattern::UNFIT;
+        if (early == ByPattern::SETTLED) return Way::PATTERN;
         const bool open = status(k) != PRIMAL_INFEASIBLE && !relaxed() && g.polish, uneven = plan.method == ACTIVE && units_apart(k);
         if (open && uneven && rescale(g, k)) return Way::UNITS;
         if (!g.single && status(k) != PRIMAL_INFEASIBLE && (plan.method != spare.method || plan.lanes > 1)) {
@@ -401,8 +404,8 @@ class Call {
         if (status(k) == MAX_ITERATIONS && g.max_iterations < usual_iterations) return Way::NONE;  // the user does not want more
         rescue(g, k, !open || uneven);
         // Degenerate faces of solutions, as of linear programs with ties: the proximal polish bears them.
-        const bool given_up = !settled(status(k)) && !g.closest && !relaxed() && g.n + g.m + g.p <= most_by_pattern;
-        return given_up && solve_by_pattern(g, k, true) ? Way::PATTERN : Way::LAST;
+        const bool untried = ordinary && size <= most_by_pattern && early == ByPattern::UNFIT;
+        return !settled(status(k)) && untried && solve_by_pattern(g, k, true) == ByPattern::SETTLED ? Way::PATTERN : Way::LAST;
     }
 
     // Whether the curvatures are so far apart that it is the variables' units that stop an active set.
@@ -428,16 +431,13 @@ class Call {
         return rescue_derivative(g, k), Way::LAST;
     }
 
-    // Of float32's data: as SparseSystem::determined.
+    // Of float32's data, where only z has a gradient.
     bool determined(int64_t k) const {
         if (!g.r_z.data || g.r_nu.data || g.r_lam.data || g.r_lower.data || g.r_lb.data || g.r_ub.data) return true;
         const T *Q = View<const T>(g.Q).of(k), *r = View<const T>(g.r_z).of(k), *v = View<const T>(g.v_z).of(k);
-        double curvature = 0, unit = 0;
-        for (int j = 0; j < g.n; ++j) {
-            curvature += double(r[j]) * v[j];
-            unit += double(g.diagonal ? Q[j] : Q[size_t(j) * (g.n + 1)]) * v[j] * v[j];
-        }
-        return Tuning<double>::least_curvature * Tuning<double>::regularisation * unit <= curvature;
+        return curvature_known(Solo<T>(), g.n, r, v, [&](int j) {
+            return T(Tuning<double>::regularisation) * (g.diagonal ? Q[j] : Q[size_t(j) * (g.n + 1)]);
+        });
     }
 
     // Whether the point of a relaxed problem is asked for; its members have been solved before, so they are convex.

@@ -457,8 +457,7 @@ struct DerivativeOf {  // of a solved member: right-hand side, and the inverse o
         }
     }
 };
-template <class V> bool derive(const Args& g, const Scaled& scaled) {
-    const DerivativeOf of(g, scaled);
+template <class V> bool derive(const Scaled& scaled, const DerivativeOf& of) {
     Attempt<V> attempt(scaled.model, 0);
     Answer v;
     const bool fine = attempt.equations(of.rz, of.rnu, of.rk, of.weight, v);
@@ -467,9 +466,8 @@ template <class V> bool derive(const Args& g, const Scaled& scaled) {
 }
 // The same by the whole matrix, of least norm, where solution or multipliers are not unique:
 //     [Q A' S'; A 0 0; S 0 -1/weight],  S the active sides.
-bool derive_of_least_norm(const Args& g, const Scaled& scaled) {
+bool derive_of_least_norm(const Args& g, const Scaled& scaled, const DerivativeOf& of) {
     const Model& model = scaled.model;
-    const DerivativeOf of(g, scaled);
     std::vector<int> active;
     for (int k = 0; k < model.sides(); ++k)
         if (of.weight[k] > 0) active.push_back(k);
@@ -566,9 +564,10 @@ void rescue_derivative(const Args& g, int64_t k) {
         if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);
         return;
     }
-    if (derive_of_least_norm(g, scaled)) return;
-    if (g.single || !Rung(g, scaled).affords_twofold()) derive<double>(g, scaled);
-    else derive<Twofold>(g, scaled);
+    const DerivativeOf of(g, scaled);
+    if (derive_of_least_norm(g, scaled, of)) return;
+    if (g.single || !Rung(g, scaled).affords_twofold()) derive<double>(scaled, of);
+    else derive<Twofold>(scaled, of);
 }
 
 bool is_convex(const Args& g, int64_t k) {

@@ -13,8 +13,8 @@
 namespace optlayer {
 namespace {
 
-constexpr int most_dense = 1000;  // variables and rows up to which the last rung finds a derivative: FITS_DENSE of backends/base.py
 constexpr int least_lanes = 3;  // members from which a register of members is quicker than one after the other
+constexpr size_t most_dense = 1000;  // variables and rows up to which the last rung finds a derivative: FITS_DENSE of backends/base.py
 
 RowPattern row_pattern(int64_t rows, const int64_t* first, const int64_t* col) {
     RowPattern M;
@@ -267,7 +267,7 @@ class SparseCall {
     // too far from the truth for refinement, as of a vertex that no curvature holds.
     void derive_densely(int64_t k) const {
         const size_t n = g.n;
-        if (g.n + g.p + g.m > most_dense) return;
+        if (n + g.p + g.m > most_dense) return;
         std::vector<T> values(pattern.entries()), Q(n * n), G(g.p * n), A(g.m * n);
         gather(k, values.data(), 1);
         SparseData<T, T> a{};
@@ -325,7 +325,7 @@ struct DenseEntries {
 
 }  // namespace
 
-bool solve_by_pattern(const Args& g, int64_t k, bool filled) {
+ByPattern solve_by_pattern(const Args& g, int64_t k, bool filled) {
     const OwnScratch own;
     Args one = g;
     one.batch = one.lanes = one.threads = 1, one.keep = 0, one.factor = {nullptr, 0};
@@ -341,14 +341,14 @@ bool solve_by_pattern(const Args& g, int64_t k, bool filled) {
     if (!g.diagonal) one.Q.data = Q.value.data();
     one.G.data = G.value.data(), one.A.data = A.value.data();
     const size_t all = (g.diagonal ? 0 : size_t(g.n) * g.n) + size_t(g.p + g.m) * g.n;
-    if (!filled && 4 * (Q.col.size() + G.col.size() + A.col.size()) > all) return false;  // (its factor would be dense)
+    if (!filled && 4 * (Q.col.size() + G.col.size() + A.col.size()) > all) return ByPattern::UNFIT;  // (its factor would be dense)
     const std::unique_ptr<SparsePlan> plan(sparse_plan(shape));
     int32_t& status = *View<int32_t>(one.status).of(0);
     const int32_t before = status;
     sparse_solve(*plan, one);
-    if (status == SOLVED || status == PRIMAL_INFEASIBLE || status == DUAL_INFEASIBLE) return true;
+    if (status == SOLVED || status == PRIMAL_INFEASIBLE || status == DUAL_INFEASIBLE) return ByPattern::SETTLED;
     status = before;
-    return false;
+    return ByPattern::OPEN;
 }
 
 namespace {

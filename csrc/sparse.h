@@ -20,9 +20,10 @@ void sparse_cost(const SparsePlan&, double* out);  // entries of L, multiply-add
 // As solve and kkt_solve (calls.h), in double: `single` is 0, or 2.
 int sparse_solve(const SparsePlan&, Args&);
 int sparse_kkt_solve(const SparsePlan&, Args&);
-// Member k of a dense problem in double, with the pattern of its own entries, which are few unless `filled`: whether that
-// settled it.
-bool solve_by_pattern(const Args&, int64_t k, bool filled = false);
+// Member k of a dense problem in double, with the pattern of its own entries; UNFIT, and nothing done, where these are many,
+// unless `filled`.
+enum class ByPattern { UNFIT, OPEN, SETTLED };
+ByPattern solve_by_pattern(const Args&, int64_t k, bool filled);
 void sparse_products(const SparsePlan&, const Args&, const Gradients&);
 
 }  // namespace optlayer

@@ -283,9 +283,10 @@ static void derives(const char* what, Double member, Way way, bool twice = false
     if (way == Way::LAST) {
         const Scaled scaled(back, 0);
         const Rung rung(back, scaled);
+        const DerivativeOf of(back, scaled);
         const bool closest = member.closest;
-        expect((closest ? derive_closest<double>(rung, scaled) : derive_of_least_norm(back, scaled)) != twice, what);
-        expect(!twice || (closest ? derive_closest<Twofold>(rung, scaled) : derive<Twofold>(back, scaled)), what);
+        expect((closest ? derive_closest<double>(rung, scaled) : derive_of_least_norm(back, scaled, of)) != twice, what);
+        expect(!twice || (closest ? derive_closest<Twofold>(rung, scaled) : derive<Twofold>(scaled, of)), what);
     }
     Blocks::give(g.factor.data);
 }

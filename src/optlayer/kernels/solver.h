@@ -504,6 +504,7 @@ struct Group {
         }
         // σ C v_z - w v_k = r_k where w = s/lam, or 0 on the confirmed active set
         const int least = 3, most = System::proximal ? 40 : 12;  // rounds of refinement, as long as the residual halves
+        [[maybe_unused]] const V falling = V(T(0.9)), grown = V(T(10));  // a change still falls below so much of the last; a step beyond so much of the first
         using Judge = Verdict<Tm, V, U, D>;
         struct Part { int count; V *rhs, *left, *v, *before; };
         const Part parts[] = {{n, rz, gz, vz, before}, {m, rnu, gnu, vnu, before + n}, {S, rk, rho, vk, before + n + m}};
@@ -548,7 +549,7 @@ struct Group {
                     return t.max(part.count, V(0), [&](int e) { return abs(part.left[e] - part.before[e]); });
                 };
                 if (round) change = relative(moved(parts[0]), moved(parts[1]), moved(parts[2]));
-                const auto settled = !(change < V(T(0.9)) * last);
+                const auto settled = !(change < falling * last);
                 // What rounds do not move is the part of the right-hand side outside the system's range, along directions in
                 // which nothing determines the solution. It is taken off, and the rest solved anew, from zero and so of least norm.
                 const auto outside = going & settled & (now > V(T(Tuning<T>::exact))) & (change <= system.unmoved * now);
@@ -575,7 +576,7 @@ struct Group {
             // A factor that growth has spoilt makes each step larger than the one before, and residuals small beside them.
             const V length = size(n, dz);
             if (!round) first = length;
-            const auto spoilt = going & !(length <= V(T(10)) * first);
+            const auto spoilt = going & !(length <= grown * first);
             left = select(spoilt, far, left), going = going & !spoilt;
             t.each(n, [&](int j) { vz[j] = select(going, vz[j] + dz[j], vz[j]); });
             t.each(m, [&](int i) { vnu[i] = select(going, vnu[i] + dnu[i], vnu[i]); });

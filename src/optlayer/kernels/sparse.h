@@ -88,9 +88,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     }
     // Whether the curvature along vz, where K vz = rz, is not what the rounding of float32's data may be.
     mask_of<V> determined(const V* rz, const V* vz_) const {
-        if (!rounded) return mask_of<V>(true);
-        const V curvature = t.sum(a.n, [&](int j) { return rz[j] * vz_[j]; });
-        return V(T(S::least_curvature)) * t.sum(a.n, [&](int j) { return R[a.pattern->place[j]] * vz_[j] * vz_[j]; }) <= curvature;
+        return rounded ? curvature_known(t, a.n, rz, vz_, [&](int j) { return R[a.pattern->place[j]]; }) : mask_of<V>(true);
     }
     template <class M> void shrink(M which) {
         t.each(a.pattern->order(), [&](int i) { R[i] = select(which, V(T(S::shrink)) * R[i], R[i]); });

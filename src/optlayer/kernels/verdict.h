@@ -62,6 +62,13 @@ OPTLAYER_CALL bool is_convex(const Tm& t, const D& a, T* K, T* inverse, T allowe
     return !t.cholesky(n, K, n, inverse, T(0));
 }
 
+// Whether the curvature along v, where K v = r, is more than the rounding of float32's data may be; `unit`: R of variable j.
+template <class Tm, class V, class F>
+auto curvature_known(const Tm& t, int n, const V* r, const V* v, F&& unit) {
+    const V curvature = t.sum(n, [&](int j) { return r[j] * v[j]; });
+    return V(scalar_of<V>(Tuning<double>::least_curvature)) * t.sum(n, [&](int j) { return unit(j) * v[j] * v[j]; }) <= curvature;
+}
+
 template <class Tm, class V, class U, class D = Data<V, U>>
 struct Verdict {
     const Tm& t;
