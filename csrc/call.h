@@ -115,7 +115,7 @@ void run_group(const Args& g, const Plan& p, const Shared<scalar_of<V>>* shared,
         if (!adjoint) group.solve(system, work, bad);
         else group.adjoint(system, work, task == Task::REBUILD);
         if (measure || !converged) return;
-        if (!adjoint) group.factor_serves(converged);
+        if (!adjoint) group.factor_serves(converged, p.method != ACTIVE);
         else std::copy_n(group.converged, lanes_of<V>, converged);
     };
     auto bad = V(0) > V(1);  // no lane

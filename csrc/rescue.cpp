@@ -558,7 +558,7 @@ int32_t rescue(const Args& g, int64_t k, bool pivoted) {
 }
 
 void rescue_derivative(const Args& g, int64_t k) {
-    const Scaled scaled(g, k);
+    const Scaled scaled(g, k, !g.single);
     if (*(static_cast<const int32_t*>(g.status.data) + k * g.status.stride) == CLOSEST) {
         const Rung rung(g, scaled);
         if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);

@@ -40,10 +40,11 @@ class Scaled {
   public:
     Model model;  // of the rows that are left, in the units below
 
-    Scaled(const Args& args, int64_t member) : g(args), k(member), n(args.n) {
+    // by_curvature: whether variables whose curvature is not zero have the unit that makes it 1, whatever the rows say.
+    Scaled(const Args& args, int64_t member, bool by_curvature = false) : g(args), k(member), n(args.n) {
         load();
         settle_rows();
-        equilibrate();
+        equilibrate(by_curvature);
     }
 
     // Whether the data contradict themselves at the door: a zero row with a side beyond zero, or crossing bounds. The proof is
@@ -339,8 +340,8 @@ class Scaled {
     }
 
     // Ruiz' scaling of the KKT matrix in powers of two: in every row and column the largest entry is near 1; and the objective
-    // as a whole, so that Q or q is.
-    void equilibrate() {
+    // as a whole, so that Q or q is. (That leaves a choice, which the units it starts from make.)
+    void equilibrate(bool by_curvature) {
         const int m = int(equalities.size()), p = int(rows.size());
         model.n = n, model.m = m, model.p = p;
         model.Q = user_Q, model.q.assign(user_q, user_q + n);
@@ -352,29 +353,38 @@ class Scaled {
         D.assign(n, 1), E.assign(p, 1), F.assign(m, 1);
         Numbers columns(n), d(n);
         constexpr int sweeps = 12;  // each halves the spread of the exponents
+        const auto scale_rows = [&](Numbers& M, Numbers& scales, int count) {
+            for (int i = 0; i < count; ++i) {
+                double* row = M.data() + size_t(i) * n;
+                double top = 0;
+                for (int j = 0; j < n; ++j) top = std::max(top, std::abs(row[j])), columns[j] = std::max(columns[j], std::abs(row[j]));
+                const double e = power_of_two(top);
+                scales[i] *= e;
+                for (int j = 0; j < n; ++j) row[j] *= e;
+            }
+        };
+        const auto scale_columns = [&] {
+            for (int j = 0; j < n; ++j) D[j] *= d[j], model.q[j] *= d[j];
+            for (int i = 0; i < n; ++i)
+                for (int j = 0; j < n; ++j) model.Q[size_t(i) * n + j] *= d[i] * d[j];
+            for (Numbers* M : {&model.G, &model.A})
+                for (size_t i = 0; i < M->size(); ++i) (*M)[i] *= d[i % n];
+        };
+        if (by_curvature) {
+            for (int j = 0; j < n; ++j) d[j] = power_of_two(model.Q[size_t(j) * (n + 1)]);
+            scale_columns();
+            for (int sweep = 0; sweep < sweeps; ++sweep) scale_rows(model.G, E, p), scale_rows(model.A, F, m);
+        }
         for (int sweep = 0; sweep < sweeps; ++sweep) {
-            const auto scale_rows = [&](Numbers& M, Numbers& scales, int count) {
-                for (int i = 0; i < count; ++i) {
-                    double* row = M.data() + size_t(i) * n;
-                    double top = 0;
-                    for (int j = 0; j < n; ++j) top = std::max(top, std::abs(row[j])), columns[j] = std::max(columns[j], std::abs(row[j]));
-                    const double e = power_of_two(top);
-                    scales[i] *= e;
-                    for (int j = 0; j < n; ++j) row[j] *= e;
-                }
-            };
             for (int j = 0; j < n; ++j) {
                 columns[j] = 0;
                 for (int i = 0; i < n; ++i) columns[j] = std::max(columns[j], std::abs(model.Q[size_t(j) * n + i]));
             }
             scale_rows(model.G, E, p), scale_rows(model.A, F, m);
-            for (int j = 0; j < n; ++j) d[j] = power_of_two(columns[j]), D[j] *= d[j], model.q[j] *= d[j];
-            for (int i = 0; i < n; ++i)
-                for (int j = 0; j < n; ++j) model.Q[size_t(i) * n + j] *= d[i] * d[j];
-            for (Numbers* M : {&model.G, &model.A})
-                for (size_t i = 0; i < M->size(); ++i) (*M)[i] *= d[i % n];
+            for (int j = 0; j < n; ++j) d[j] = power_of_two(columns[j]);
+            scale_columns();
             double top = 0;
-            for (int j = 0; j < n; ++j) top = std::max(top, std::abs(model.q[j]));
+            for (int j = 0; j < n && !by_curvature; ++j) top = std::max(top, std::abs(model.q[j]));
             for (double x : model.Q) top = std::max(top, std::abs(x));
             const double c = power_of_two(top) * power_of_two(top);
             objective *= c;

@@ -238,7 +238,7 @@ class SparseCall {
         }
         const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
         group.solve(system, work, !good);
-        if (serves && work.base) group.factor_serves(serves);
+        if (serves && work.base) group.factor_serves(serves, false);
         for (int l = 0; l < group.count; ++l)
             if (!lane(good, l)) View<int32_t>(g.status).of(group.member[l])[0] = NOT_CONVEX;
     }

@@ -1,6 +1,7 @@
 """The derivative: finite differences, closed forms, promises, over backends × sharing × constraints × outputs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -412,6 +413,73 @@ def test_vertex_of_an_lp_does_not_move_with_the_cost(backend: str) -> None:
     (grad_q, grad_h) = torch.autograd.grad(z[1] + 3 * z[0], [q, h])
     assert torch.allclose(grad_q, torch.zeros(2, dtype=F64), atol=1e-7)
     assert torch.allclose(grad_h, torch.ones(1, dtype=F64), atol=1e-7)
+
+
+def gradients_in_units(data: dict[str, Tensor], seed: int, largest: int, backend: str) -> dict[str, Tensor]:
+    """Gradients of all outputs, weighted, where variables, rows and objective are in units over 2^±largest.
+
+    The problem is scaled exactly, and its outputs back, so that they are those of `data`, whatever the units are.
+    """
+    r = torch.Generator("cpu").manual_seed(seed)
+    leaves = {name: x.clone().requires_grad_() for name, x in data.items()}
+    n, p, m = data["q"].shape[-1], *(len(data.get(name, ())) for name in "GA")
+
+    def powers(count: int) -> Tensor:
+        return 2.0 ** torch.randint(-largest, largest + 1, (count,), generator=r, device="cpu").to(data["q"])
+
+    D, E, F, c = powers(n), powers(p), powers(m), powers(1)
+    scales = {
+        "Q": c * D * D[:, None], "q": c * D, "G": E[:, None] * D, "h": E, "A": F[:, None] * D, "b": F, "lb": 1 / D,
+        "ub": 1 / D,
+    }  # fmt: skip
+    moved: dict[str, Any] = {name: scales[name] * x for name, x in leaves.items()}
+    if backend == "sparse":
+        moved |= {name: optlayer.Sparse.from_dense(moved[name]) for name in "QGA" if name in moved}
+    sol = optlayer.solve(**moved, backend="cpu" if backend == "sparse" else backend)
+    back = {"z": D, "nu": F / c, "lam": E / c, "lam_lb": 1 / (c * D), "lam_ub": 1 / (c * D)}
+    total = torch.zeros((), dtype=F64)
+    for name, unit in back.items():
+        if getattr(sol, name).numel():
+            total = total + (unit * getattr(sol, name) * torch.linspace(1, 2, len(unit), dtype=F64)).sum()
+    return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+
+@pytest.mark.parametrize("form", [*BACKENDS, "sparse"])
+@pytest.mark.parametrize("largest", [20, 40])
+@pytest.mark.parametrize("parts", ["", "l", "G", "A", "lu", "GAlu"])
+def test_units_decide_no_gradient(parts: str, largest: int, form: str) -> None:
+    if form == "sparse" and (largest == 40 or "cpu" not in BACKENDS):
+        pytest.skip("its R is in the way")
+    data = draw(parts=parts)
+    right = gradients_in_units(data, 0, 0, form)
+    for seed in range(10):
+        for name, gradient in gradients_in_units(data, seed, largest, form).items():
+            assert torch.allclose(gradient, right[name], rtol=1e-6, atol=1e-6 * float(right["q"].abs().max())), name
+
+
+def test_units_of_three_variables(backend: str) -> None:
+    """Q = D W D, q = −D 1: D dq = −W⁻¹ w of the loss w'D z, whatever D is."""
+    W = torch.tensor([[2, 0.5, 0.3], [0.5, 1, 0.2], [0.3, 0.2, 1.5]], dtype=F64)
+    w = torch.tensor([1.0, 2.0, -1.0], dtype=F64)
+    for power in (4, 5, 6, 9):
+        D = torch.tensor([10.0**-power, 1.0, 10.0**power], dtype=F64)
+        q = (-D).requires_grad_()
+        (D * optlayer.solve(D * W * D[:, None], q, backend=backend).z @ w).backward()
+        assert q.grad is not None
+        assert torch.allclose(D * q.grad, -torch.linalg.solve(W, w), rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**-10, 2.0**-20])
+def test_the_bound_without_a_multiplier_gets_no_gradient(unit: float, backend: str) -> None:
+    """A linear program between bounds, which is all at one of them; a row of zeros says nothing."""
+    lb, ub = (torch.tensor([x * unit], dtype=F64, requires_grad=True) for x in (2.2, 3.5))
+    q = torch.tensor([[1.8], [-3.2], [-2.6]], dtype=F64) / unit
+    h = torch.tensor([[0.4], [0.2], [0.1]], dtype=F64) * unit
+    G = torch.zeros(1, 1, dtype=F64)
+    z = optlayer.solve(torch.zeros(1, 1, dtype=F64), q, G, h, lb=lb, ub=ub, backend=backend).z
+    (z[:, 0] @ torch.tensor([-1.0, 0.5, 0.25], dtype=F64)).backward()
+    assert float(lb.grad) == pytest.approx(-1)
+    assert float(ub.grad) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])

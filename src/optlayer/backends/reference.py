@@ -199,11 +199,14 @@ class _Scaled:
         return _Iterate(z, nu, torch.where(lam > 0, 0.0, s.clamp(min=1e-300)), lam)
 
 
-def _equilibrate(problem: _Standard, rounds: int = 10, anew: bool = False) -> _Scaled:
+def _equilibrate(
+    problem: _Standard, rounds: int = 10, anew: bool = False, by_curvature: bool = False
+) -> _Scaled:
     """Ruiz: scale variables and rows until every row of the KKT matrix has largest entry 1; then the objective.
 
-    `anew`, where that has not led to the solution: each variable by its own curvature, whatever its rows are; then all
-    in the unit of the nearest side, without those that are FAR.
+    `by_curvature`, of a derivative: each variable by its own, whatever its rows are, and the objective by Q alone.
+    `anew`, where the first has not led to the solution: variables so; then all in the unit of the nearest side, without
+    those that are FAR.
     """
     Q, q, G, h, A, b, lb, ub = problem
     fixed = problem.fixed
@@ -211,7 +214,7 @@ def _equilibrate(problem: _Standard, rounds: int = 10, anew: bool = False) -> _S
     q, b, h = q + kkt.mul(Q, origin), b - kkt.mul(A, origin), h - kkt.mul(G, origin)
     D = torch.where(fixed, 0.0, 1.0).to(q)
     E, F = torch.ones_like(b), torch.ones_like(h)
-    own = anew & (Q.diagonal(dim1=-2, dim2=-1) > 0)
+    own = (anew or by_curvature) & (Q.diagonal(dim1=-2, dim2=-1) > 0)
 
     def root(x: Tensor) -> Tensor:
         return torch.where(x > 0, x, 1.0).rsqrt()
@@ -233,7 +236,9 @@ def _equilibrate(problem: _Standard, rounds: int = 10, anew: bool = False) -> _S
         unit = torch.where(nearest.isfinite(), nearest, 1.0)
         D, E, F = unit * D, E / unit, F / unit
     Q, A, G, q, b = scaled(D, Q, D), scaled(E, A, D), scaled(F, G, D), D * q, E * b
-    size = torch.maximum(Q.abs().amax(-1).mean(-1, keepdim=True), q.abs().amax(-1, keepdim=True))
+    size = Q.abs().amax(-1).mean(-1, keepdim=True)
+    if not by_curvature:
+        size = torch.maximum(size, q.abs().amax(-1, keepdim=True))
     cost = torch.where(size > 0, size, 1.0).reciprocal()
     Q, q = cost.unsqueeze(-1) * Q + torch.diag_embed(fixed.to(q)), cost * q
     across = 1 / torch.where(fixed, 1.0, D)
@@ -742,7 +747,7 @@ def relax(problem: Problem, settings: Settings, point: Point, keep_factor: bool)
 
 def _at(problem: Problem, standard: _Standard, point: Point) -> tuple[_Scaled, Tensor, Tensor]:
     """The equilibrated problem with fixed variables as fixed, and lam and s of all sides at a point."""
-    scaled = _equilibrate(standard)
+    scaled = _equilibrate(standard, by_curvature=True)
     lam = _sides(standard, point.lam, point.lam_lb, point.lam_ub)
     z = _wide(point.z, standard.q)
     slack = _pad(point.s.detach().double(), (standard.h.shape[-1] - problem.p,), torch.inf)

@@ -208,7 +208,7 @@ template <class T, class Tm> struct Task {
             load_matrices(group, shared);
             system.find_unit();
             group.load_sides(), group.load_multipliers(group.x.lam);
-            rebuild = rebuild || group.idle_equalities(group.x.lam) > T(0);
+            rebuild = rebuild || group.astray(group.x.lam, true) > T(0);
         }
         group.adjoint(system, work, rebuild);
     }

@@ -217,11 +217,15 @@ struct Group {
         });
     }
 
-    // The largest over a group of 1 where that is so.
-    V idle_equalities(const V* lam) const {
-        if (!(plan.below || (plan.lower && plan.upper))) return V(0);
+    // 1 in the lanes whose derivative needs a factor of another active set than the solve has left. `weighed`: by weights.
+    V astray(const V* lam, bool weighed) const {
+        if (!weighed && !(plan.below || (plan.lower && plan.upper))) return V(0);
         V found = V(0);
-        x.each(t, [&](int k, int, V) { found = max(found, select(x.idle_equality(k, lam), V(1), V(0))); });
+        x.each(t, [&](int k, int, V) {
+            auto is = x.idle_equality(k, lam);
+            if (weighed) is = is | x.spurious(k, lam);
+            found = max(found, select(is, V(1), V(0)));
+        });
         t.largest(found);
         return found;
     }
@@ -359,9 +363,9 @@ struct Group {
     void store_slacks(const V* s) const { store_sides(s, {g.s, {nullptr, 0}, {nullptr, 0}, {nullptr, 0}}, false); }
 
     // After a solve: the lanes whose derivative its factor can find.
-    void factor_serves(bool* lanes) const {
-        const V idle = idle_equalities(out.lam);
-        for (int l = 0; l < W; ++l) lanes[l] = !(lane(idle, l) > T(0));
+    void factor_serves(bool* lanes, bool weighed) const {
+        const V wrong = astray(out.lam, weighed);
+        for (int l = 0; l < W; ++l) lanes[l] = !(lane(wrong, l) > T(0));
     }
 
     void store_answer() const {
@@ -471,7 +475,8 @@ struct Group {
         V *rz = w.take<V>(n), *rnu = w.take<V>(m), *rk = w.take<V>(S), *s = w.take<V>(S), *lam = w.take<V>(S);
         V *vz = w.take<V>(n), *vnu = w.take<V>(m), *vk = w.take<V>(S), *vy = w.take<V>(R), *vt = w.take<V>(R);
         V *gz = w.take<V>(n), *gnu = w.take<V>(m), *rho = w.take<V>(S), *dz = w.take<V>(n), *dnu = w.take<V>(m);
-        V* before = w.take<V>(System::proximal ? n + m + S : 0);
+        V* terms = w.take<V>(System::proximal ? 0 : n);  // of each variable's stationarity
+        V *before = w.take<V>(System::proximal ? n + m + S : 0), *units = w.take<V>(System::proximal ? n + m + S : 0);
         if (!w.base) return;
         auto zero = [&](V* v, int c) { t.each(c, [&](int i) { v[i] = V(0); }); };
         zero(rz, n), zero(rnu, m), zero(vz, n), zero(vnu, m), zero(vk, S);
@@ -506,25 +511,44 @@ struct Group {
         const int least = 3, most = System::proximal ? 40 : 12;  // rounds of refinement, as long as the residual halves
         [[maybe_unused]] const V falling = V(T(0.9)), grown = V(T(10));  // a change still falls below so much of the last; a step beyond so much of the first
         using Judge = Verdict<Tm, V, U, D>;
-        struct Part { int count; V *rhs, *left, *v, *before; };
-        const Part parts[] = {{n, rz, gz, vz, before}, {m, rnu, gnu, vnu, before + n}, {S, rk, rho, vk, before + n + m}};
+        struct Part { int count; V *rhs, *left, *v, *before, *unit; };
+        const Part parts[] = {{n, rz, gz, vz, before, units}, {m, rnu, gnu, vnu, before + n, units + n}, {S, rk, rho, vk, before + n + m, units + n + m}};
+        const Part &of_z = parts[0], &of_nu = parts[1], &of_k = parts[2];
         // Residuals are relative: of stationarity to r_z and Q v_z, of the rows to their right-hand sides and to what v_z does
-        // to them, so that the units of the objective do not matter.
-        auto size = [&](int count, const V* v) { return t.max(count, V(0), [&](int i) { return abs(v[i]); }); };
-        V force = size(n, rz), move = max(size(m, rnu), size(S, rk));
+        // to them, so that the units of the objective do not matter; in units of the variables and rows where the system knows
+        // them. Else each entry of stationarity is small beside its own terms as well, or it is not seen beside one in larger units.
+        if constexpr (System::proximal) {
+            t.each(n, [&](int j) { units[j] = system.scale[j]; });
+            t.each(m, [&](int i) { units[n + i] = system.scale[n + a.p + i]; });
+            x.each(t, [&](int k, int i, V) { units[n + m + k] = V(1) / system.side_unit(i); });
+        }
+        const auto size = [&](const Part& part, const V* v) {
+            return t.max(part.count, V(0), [&](int e) {
+                if constexpr (System::proximal) return abs(v[e]) * part.unit[e];
+                else return abs(v[e]);
+            });
+        };
+        const auto moves = [&](int i) {
+            if constexpr (System::proximal) return abs(vt[i]) / system.side_unit(i);
+            else return abs(vt[i]);
+        };
+        V force = size(of_z, rz), move = max(size(of_nu, rnu), size(of_k, rk));
         [[maybe_unused]] const auto of_rows = move > V(T(0));
-        auto relative = [&](V of_z, V of_nu, V of_k) { return max(Judge::relative(of_z, force), Judge::relative(max(of_nu, of_k), move)); };
+        auto relative = [&](V z, V nu, V k) { return max(Judge::relative(z, force), Judge::relative(max(nu, k), move)); };
+        V own = V(0);  // the largest residual of a variable, relative to its own terms
         auto residual = [&](bool zeros) {
             zero(vy, R), zero(gz, n), zero(gnu, m), zero(vt, R), zero(x.e, R);
             x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
             if (!zeros) {
                 a.add_Qz(t, vz, gz);
-                force = max(force, size(n, gz));
+                force = max(force, size(of_z, gz));
+                if constexpr (!System::proximal) t.each(n, [&](int j) { terms[j] = abs(rz[j]) + abs(gz[j]); });
                 a.add_rows_t(t, vy, gz);
+                if constexpr (!System::proximal) t.each(n, [&](int j) { terms[j] = max(terms[j], abs(gz[j])); });
                 a.add_At(t, vnu, gz);
                 if (m) a.A_times(t, vz, gnu);
                 a.rows_times(t, vz, vt);
-                move = max(move, max(size(m, gnu), size(R, vt)));
+                move = max(move, max(size(of_nu, gnu), t.max(R, V(0), moves)));
             }
             t.each(n, [&](int j) { gz[j] = rz[j] - gz[j]; });
             t.each(m, [&](int i) { gnu[i] = rnu[i] - gnu[i]; });
@@ -534,7 +558,22 @@ struct Group {
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
-            return relative(size(n, gz), size(m, gnu), size(S, rho));
+            if constexpr (!System::proximal)
+                own = zeros ? V(0) : t.max(n, V(0), [&](int j) { return Judge::relative(abs(gz[j]), terms[j]); });
+            return relative(size(of_z, gz), size(of_nu, gnu), size(of_k, rho));
+        };
+        // A row's residual beside its own terms, to which belongs by how much the change of its multiplier, relative, would move
+        // it: of a vertex, where v_z is zero, no others are left.
+        [[maybe_unused]] auto misses_of_rows = [&] {
+            load_point();
+            const auto share = [](V miss, V right, V of_v, V of_z, V v, V multiplier) {
+                const V moved = select(multiplier != V(0), of_z * abs(v / multiplier), V(0));
+                return Judge::relative(abs(miss), abs(right) + of_v + moved);
+            };
+            V worst = t.max(m, V(0), [&](int i) { return share(gnu[i], rnu[i], a.A_size(i, vz), a.A_size(i, out.z), vnu[i], out.nu[i]); });
+            x.each(t, [&](int k, int i, V) { worst = max(worst, share(rho[k], rk[k], a.row_size(i, vz), a.row_size(i, out.z), vk[k], lam[k])); });
+            t.largest(worst);
+            return worst;
         };
         const V far = V(T(Tuning<T>::infinity)), half = V(T(0.5));
         V left = far, change = far;  // the residual before the last round; how far that has moved it
@@ -542,11 +581,12 @@ struct Group {
         auto going = left > V(0);
         for (int round = 0; round < most; ++round) {
             V now = residual(round == 0);
+            if constexpr (!System::proximal) now = max(now, select(own > V(T(Tuning<T>::fine)), own, V(0)));
             auto slow = !(now < half * left);
             if constexpr (System::proximal) {
                 const V last = change;
                 const auto moved = [&](const Part& part) {
-                    return t.max(part.count, V(0), [&](int e) { return abs(part.left[e] - part.before[e]); });
+                    return t.max(part.count, V(0), [&](int e) { return abs(part.left[e] - part.before[e]) * part.unit[e]; });
                 };
                 if (round) change = relative(moved(parts[0]), moved(parts[1]), moved(parts[2]));
                 const auto settled = !(change < falling * last);
@@ -574,7 +614,7 @@ struct Group {
                 for (const Part& part : parts) t.each(part.count, [&](int e) { part.before[e] = part.left[e]; });
             system.kkt(gz, gnu, x.e, dz, dnu, x.dy, x.dt);
             // A factor that growth has spoilt makes each step larger than the one before, and residuals small beside them.
-            const V length = size(n, dz);
+            const V length = t.max(n, V(0), [&](int j) { return abs(dz[j]) / a.unit(j); });
             if (!round) first = length;
             const auto spoilt = going & !(length <= grown * first);
             left = select(spoilt, far, left), going = going & !spoilt;
@@ -584,6 +624,8 @@ struct Group {
         }
         // refinement that does not converge is no answer: who calls must do better
         auto found = left <= V(T(Tuning<T>::converged));
+        if constexpr (!System::proximal)
+            if (rebuild && any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
         if constexpr (System::proximal) found = found & (system.determined(rz, vz) | of_rows);
         for (int l = 0; l < W; ++l) converged[l] = lane(found, l);
         zero_unsolved(vz, vnu, vk);

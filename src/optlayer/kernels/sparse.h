@@ -24,8 +24,9 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     Ldl<V> ldl{};
 
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
+    V* scale;                              // kept: equilibration in the user's order
     V *diagonal, *solution;                // scratch in the order of elimination
-    V *scale, *found, *residual, *rows;    // equilibration in the user's order; scratch of refinement
+    V *found, *residual, *rows;            // scratch of refinement
     V regularisation = V(T(S::regularisation)), unmoved = V(T(S::unmoved));  // of the strong R; of derivatives (tuning.h)
     bool rounded = false;  // the data hold float32's numbers
     V weak;                                // 1 where R is, having been in the way
@@ -38,20 +39,27 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     void place(Arena& keep, Arena& work) {
         const int N = a.pattern->order();
         ldl.place(*a.pattern->kkt, keep, work);
-        W = keep.take<V>(a.rows()), R = keep.take<V>(N);
-        diagonal = work.take<V>(N), solution = work.take<V>(N), scale = work.take<V>(N), found = work.take<V>(N), residual = work.take<V>(N);
+        W = keep.take<V>(a.rows()), R = keep.take<V>(N), scale = keep.take<V>(N);
+        diagonal = work.take<V>(N), solution = work.take<V>(N), found = work.take<V>(N), residual = work.take<V>(N);
         rows = work.take<V>(a.rows());
         Base::place(work);
     }
 
-    // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter.
-    void equilibrate() {
+    // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter. That
+    // leaves a choice. Where curvatures are too far apart for R, or asked for, it starts with each variable's own.
+    void equilibrate(bool by_curvature = false) {
         const SparsePattern& s = *a.pattern;
         const int n = a.n, p = a.p, m = a.m;
         V* size = diagonal;  // 1 / scale², in the user's order
-        t.each(s.order(), [&](int i) { size[i] = V(T(1)); });
+        const V far = V(T(S::infinity)), top = t.max(n, V(T(0)), [&](int j) { return a.curvature(j); });
+        const V least = t.min(n, far, [&](int j) { return select(a.curvature(j) > V(T(0)), a.curvature(j), far); });
+        const auto own = by_curvature ? mask_of<V>(true) : least < V(T(S::uneven)) * top;
+        t.each(s.order(), [&](int i) {
+            const V curvature = i < n ? a.curvature(i) : V(T(0));
+            size[i] = select(own & (curvature > V(T(0))), curvature, V(T(1)));
+        });
         V* most = solution;
-        for (int round = 0; round < 4; ++round) {
+        for (int round = 0; round < 4; ++round) {  // the first of these for the rows alone
             t.each(s.order(), [&](int i) { most[i] = V(T(0)); });
             // |K_ij| / sqrt(size_i size_j), squared
             const auto meet = [&](int i, int j, V entry) {
@@ -64,7 +72,11 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
                 for (int e = s.G.first[i]; e < s.G.first[i + 1]; ++e) meet(n + i, s.G.col[e], V(a.G[e]));
             for (int i = 0; i < m; ++i)
                 for (int e = s.A.first[i]; e < s.A.first[i + 1]; ++e) meet(n + p + i, s.A.col[e], V(a.A[e]));
-            t.each(s.order(), [&](int i) { size[i] = size[i] * select(most[i] > V(T(0)), sqrt(most[i]), V(T(1))); });
+            t.each(s.order(), [&](int i) {
+                V by = sqrt(most[i]);
+                if (!round) by = select(own, i < n ? V(T(1)) : most[i], by);
+                size[i] = size[i] * select(most[i] > V(T(0)), by, V(T(1)));
+            });
         }
         t.each(s.order(), [&](int i) { scale[i] = V(T(1)) / sqrt(size[i]); });
         weak = V(T(0));
@@ -83,7 +95,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     // Instead of `equilibrate`: for a derivative that R has left too far from the truth.
     void equilibrate_firmly() {
         regularisation = V(T(rounded ? S::firm_rounded : S::firm)), unmoved = V(T(rounded ? S::unmoved_rounded : S::unmoved));
-        equilibrate();
+        equilibrate(true);
         rounded = false;
     }
     // Whether the curvature along vz, where K vz = rz, is not what the rounding of float32's data may be.

@@ -68,17 +68,28 @@ struct Sides {
     int rows() const { return base + (lower > upper ? lower : upper); }
     int first_lower() const { return p + below; }
     int first_upper() const { return p + below + lower; }
-    // The lower side of the row or variable whose upper side k is, or -1.
-    int opposite(int k) const {
-        if (k < p) return below ? p + k : -1;
-        return k >= first_upper() && lower ? first_lower() + k - first_upper() : -1;
+    // The other side of the row or variable of side k, or -1.
+    int other(int k) const {
+        if (k < first_lower()) return k >= p ? k - p : below ? p + k : -1;
+        if (k < first_upper()) return upper ? k + lower : -1;
+        return lower ? k - lower : -1;
     }
+    // The lower side of the row or variable whose upper side k is, or -1.
+    int opposite(int k) const { return k < p || k >= first_upper() ? other(k) : -1; }
     // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
     // that the multipliers do not tell.
     template <class X> auto idle_equality(int k, const X* lam) const {
         const int there = opposite(k), l = there < 0 ? k : there;
         const V both = there < 0 ? V(0) : on[k] * on[l];
         return (both > V(0)) & (h[k] + h[l] == V(0)) & (lam[k] + lam[l] == X(0));
+    }
+
+    // Whether the factor takes side k for active though it has no multiplier, as a row of zeros, or both bounds of a variable
+    // that are near each other: the point is right all the same, its derivative is not. (Without room between them one has all.)
+    template <class X> auto spurious(int k, const X* lam) const {
+        const int there = other(k), l = there < 0 ? k : there;
+        const auto room = there < 0 ? V(0) <= V(0) : !((on[k] * on[l] > V(0)) & (h[k] + h[l] == V(0)));
+        return room & (weight[k] > V(0)) & !(lam[k] > X(0));
     }
 
     void place(Arena& keep, Arena& work) {
