@@ -381,7 +381,7 @@ class Scaled {
                 for (int i = 0; i < n; ++i) columns[j] = std::max(columns[j], std::abs(model.Q[size_t(j) * n + i]));
             }
             scale_rows(model.G, E, p), scale_rows(model.A, F, m);
-            for (int j = 0; j < n; ++j) d[j] = power_of_two(columns[j]);
+            for (int j = 0; j < n; ++j) d[j] = power_of_two(columns[j] > 0 ? columns[j] : std::abs(model.q[j]));
             scale_columns();
             double top = 0;
             for (int j = 0; j < n && !by_curvature; ++j) top = std::max(top, std::abs(model.q[j]));

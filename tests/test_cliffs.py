@@ -19,7 +19,7 @@ from tests import fuzz, hard
 from tests.families import generate
 from torch import Tensor
 
-from optlayer import Solution, Status, solve
+from optlayer import Solution, Sparse, Status, solve
 from optlayer.backends import reference
 
 INF = float("inf")
@@ -207,6 +207,20 @@ def test_units_of_two_variables(k: float, box: bool) -> None:
     solution = core(data)
     assert int(solution.status) == Status.SOLVED
     assert error(solution.z.numpy(), right * unit, unit) <= 1e-9
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize("powers", [[-10, 10], [-40, 28], [-40, 40], [-30, 0, 30, 5]])
+def test_units_of_variables_that_only_bounds_hold(powers: list[int], form: str) -> None:
+    """A linear program without rows: each variable goes to its bound, however small its cost beside the others'."""
+    unit = 2.0 ** np.array(powers)
+    q, lb = np.resize([1.9, 1.5, 0.5], len(unit)) / unit, -np.resize([1.25, 0.18, 1], len(unit)) * unit
+    Q = torch.zeros(len(unit), len(unit), dtype=torch.float64)
+    P = Sparse.from_dense(Q) if form == "sparse" else Q
+    for cost in (2.0**-30, 1, 2.0**20):
+        solution = solve(P, torch.tensor(cost * q), lb=torch.tensor(lb), backend="cpu", check=False)
+        assert int(solution.status) == Status.SOLVED
+        assert error(solution.z.numpy(), lb, unit) <= 1e-9
 
 
 @pytest.mark.parametrize("far", [1e13, 1e20, 1e100, INF])

@@ -303,7 +303,7 @@ struct Verdict {
             hidden = larger(hidden, unit(j) * terms);
             V rounded = a.Q_size(j, scale);
             if constexpr (D::has_units) {
-                rounded = rounded + force / a.unit(j);
+                if (a.force_terms(j)) rounded = rounded + force / a.unit(j);  // (alone, it is beside nothing)
                 const auto open = share(abs(gd[j]), size[j], terms, V(0), slight) > V(T(Tuning<T>::fine));
                 beside = larger(beside, select(open, abs(gd[j]) * a.unit(j), V(0)));
             }
