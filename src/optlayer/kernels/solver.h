@@ -535,7 +535,6 @@ struct Group {
         V force = size(of_z, rz), move = max(size(of_nu, rnu), size(of_k, rk));
         [[maybe_unused]] const auto of_rows = move > V(T(0));
         auto relative = [&](V z, V nu, V k) { return max(Judge::relative(z, force), Judge::relative(max(nu, k), move)); };
-        V own = V(0);  // the largest residual of a variable, relative to its own terms
         auto residual = [&](bool zeros) {
             zero(vy, R), zero(gz, n), zero(gnu, m), zero(vt, R), zero(x.e, R);
             x.each(t, [&](int k, int i, V sg) { vy[i] = fma(sg, vk[k], vy[i]); });
@@ -558,14 +557,19 @@ struct Group {
                 rho[k] = select(x.weight[k] > V(0), off, V(0));
                 x.e[i] = fnma(sg * x.weight[k], rho[k], x.e[i]);
             });
+            const V now = relative(size(of_z, gz), size(of_nu, gnu), size(of_k, rho));
             if constexpr (!System::proximal)
-                own = zeros ? V(0) : t.max(n, V(0), [&](int j) { return Judge::relative(abs(gz[j]), terms[j]); });
-            return relative(size(of_z, gz), size(of_nu, gnu), size(of_k, rho));
+                if (!zeros) {
+                    const V own = t.max(n, V(0), [&](int j) { return Judge::relative(abs(gz[j]), terms[j]); });
+                    return max(now, select(own > V(T(Tuning<T>::fine)), own, V(0)));
+                }
+            return now;
         };
         // A row's residual beside its own terms, to which belongs by how much the change of its multiplier, relative, would move
         // it: of a vertex, where v_z is zero, no others are left.
         [[maybe_unused]] auto misses_of_rows = [&] {
-            load_point();
+            load(out.z, g.z, n);
+            if (m) load(out.nu, g.nu, m);
             const auto share = [](V miss, V right, V of_v, V of_z, V v, V multiplier) {
                 const V moved = select(multiplier != V(0), of_z * abs(v / multiplier), V(0));
                 return Judge::relative(abs(miss), abs(right) + of_v + moved);
@@ -581,14 +585,13 @@ struct Group {
         auto going = left > V(0);
         for (int round = 0; round < most; ++round) {
             V now = residual(round == 0);
-            if constexpr (!System::proximal) now = max(now, select(own > V(T(Tuning<T>::fine)), own, V(0)));
             auto slow = !(now < half * left);
             if constexpr (System::proximal) {
                 const V last = change;
                 const auto moved = [&](const Part& part) {
                     return t.max(part.count, V(0), [&](int e) { return abs(part.left[e] - part.before[e]) * part.unit[e]; });
                 };
-                if (round) change = relative(moved(parts[0]), moved(parts[1]), moved(parts[2]));
+                if (round) change = relative(moved(of_z), moved(of_nu), moved(of_k));
                 const auto settled = !(change < falling * last);
                 // What rounds do not move is the part of the right-hand side outside the system's range, along directions in
                 // which nothing determines the solution. It is taken off, and the rest solved anew, from zero and so of least norm.

@@ -48,10 +48,10 @@ template <> struct Tuning<double> {
     // `hard`: the weight of an active row in the polish, in units of the curvature along it. [maros]
     static constexpr double proximal = 1e-12, dual_proximal = 1e-10, absent = 1e60, hard_normal = 1e8, hard_schur = 1e11;
     static constexpr double regularisation = 1e-8;   // R of the sparse KKT matrix, equilibrated (sparse.h) [maros]
-    static constexpr double uneven = 1e-10;          // ratio of curvatures below which R starts from them [maros, tests/test_derivative.py]
     // R of a derivative that this one leaves too far from the truth: LDLᵀ without pivoting loses digits as 1/R². Of float32's
     // data so large that curvature which may be their rounding, `least_curvature` of the first R, is a tenth of it. [benchmarks/sparse.py, tests/test_derivative.py]
     static constexpr double firm = 1e-7, firm_rounded = 1e-5, least_curvature = 100;
+    static constexpr double uneven = 1e-10;          // ratio of curvatures below which R starts from them [maros, tests/test_derivative.py]
     // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
     // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
     static constexpr double weak_regularisation = 1e-13, late = 0.1;

@@ -76,20 +76,20 @@ struct Sides {
     }
     // The lower side of the row or variable whose upper side k is, or -1.
     int opposite(int k) const { return k < p || k >= first_upper() ? other(k) : -1; }
-    // Whether the sides of one row or variable, k the upper one, leave no room though neither has a multiplier: an equality
-    // that the multipliers do not tell.
+    // Whether sides k and l of one row or variable leave no room between them.
+    auto closed(int k, int l) const { return (on[k] * on[l] > V(0)) & (h[k] + h[l] == V(0)); }
+    // Whether they do, k the upper one, though neither has a multiplier: an equality that the multipliers do not tell.
     template <class X> auto idle_equality(int k, const X* lam) const {
         const int there = opposite(k), l = there < 0 ? k : there;
-        const V both = there < 0 ? V(0) : on[k] * on[l];
-        return (both > V(0)) & (h[k] + h[l] == V(0)) & (lam[k] + lam[l] == X(0));
+        const auto idle = closed(k, l) & (lam[k] + lam[l] == X(0));
+        return there < 0 ? idle & !idle : idle;
     }
-
     // Whether the factor takes side k for active though it has no multiplier, as a row of zeros, or both bounds of a variable
     // that are near each other: the point is right all the same, its derivative is not. (Without room between them one has all.)
     template <class X> auto spurious(int k, const X* lam) const {
-        const int there = other(k), l = there < 0 ? k : there;
-        const auto room = there < 0 ? V(0) <= V(0) : !((on[k] * on[l] > V(0)) & (h[k] + h[l] == V(0)));
-        return room & (weight[k] > V(0)) & !(lam[k] > X(0));
+        const int there = other(k);
+        const auto alone = (weight[k] > V(0)) & !(lam[k] > X(0));
+        return there < 0 ? alone : alone & !closed(k, there);
     }
 
     void place(Arena& keep, Arena& work) {
