@@ -166,18 +166,28 @@ struct Verdict {
         t.each(a.n, [&](int j) { gd[j] = V(0); });
         a.add_rows_t(t, y, gd);
         a.add_At(t, nu, gd);
-        // In units of its own a column is judged beside the largest one; else beside its own terms.
-        V off = V(0), size = V(0);
-        t.each(a.n, [&](int j) {
-            const V terms = larger(a.rows_t_size(j, y), a.At_size(j, nu));
-            size = larger(size, terms);
-            off = larger(off, equilibrated ? abs(gd[j]) : share(abs(gd[j]), terms));
+        V size = V(0);
+        t.each(a.n, [&](int j) { size = larger(size, V(a.unit(j)) * column(j, y, nu)); });
+        t.largest(size);
+        V off = V(0);
+        t.each(a.n, [&](int j) {  // from here on gd is what the variable's own bounds take over
+            const V left = gd[j], terms = column(j, y, nu), hidden = in_rows.usual * size / V(a.unit(j));
+            const V share_left = share(equilibrated ? larger(abs(left) - hidden, V(0)) : abs(left), terms);
+            gd[j] = V(0);
+            if (a.bounds) {
+                const V carried = y[a.p + j] - left;
+                const auto lower = x.lower ? x.on[x.first_lower() + j] > V(0) : carried > carried;
+                const auto upper = x.upper ? x.on[x.first_upper() + j] > V(0) : carried > carried;
+                const auto carries = (share_left > V(tol)) & ((lower & (carried <= V(0))) | (upper & (carried >= V(0))));
+                gd[j] = select(carries, left, V(0));
+                off = larger(off, select(carries, V(0), share_left));
+            } else off = larger(off, share_left);
         });
-        t.largest(off), t.largest(size);
-        if (!equilibrated) off = off * size;
+        t.largest(off);
+        const auto pressing = [&](int i, V sg) { return max(sg * (i < a.p ? y[i] : y[i] - gd[i - a.p]), V(0)); };
         V value = V(0), terms = V(0);
         x.each(t, [&](int k, int i, V sg) {
-            const V side = x.on[k] * x.h[k], multiplier = max(sg * y[i], V(0));
+            const V side = x.on[k] * x.h[k], multiplier = pressing(i, sg);
             value = fma(side, multiplier, value), terms = terms + abs(side * multiplier);
         });
         t.total(value), t.total(terms);
@@ -185,10 +195,10 @@ struct Verdict {
         terms = terms + t.sum(a.m, [&](int i) { return abs(a.b[i] * nu[i]); });
         const V scale = limits();
         const V least = V(tol) * size * select(scale > V(0), min(scale, V(1)), V(1));
-        which = which & (size > V(0)) & (off <= V(tol) * size) & (value < -least) & (terms <= V(-most) * value);
+        which = which & (size > V(0)) & (off <= V(tol)) & (value < -least) & (terms <= V(-most) * value);
         const V unit = V(-1) / select(which, value, V(-1));
         t.each(a.m, [&](int i) { out.nu[i] = select(which, unit * nu[i], out.nu[i]); });
-        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.on[k] * unit * max(sg * y[i], V(0)), out.lam[k]); });
+        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.on[k] * unit * pressing(i, sg), out.lam[k]); });
         return which;
     }
 
@@ -207,7 +217,7 @@ struct Verdict {
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
         const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, T(in_rows.usual * z)), steep * z) * slope)) return false;
+        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, larger(T(in_rows.usual), T(Tuning<double>::noise(a.n))) * z), steep * z) * slope)) return false;
         t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
         t.each(a.m, [&](int i) { out.nu[i] = T(0); });
         t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
@@ -261,6 +271,8 @@ struct Verdict {
     }
 
   private:
+    // The terms of column j of C'y + A'nu.
+    V column(int j, const V* y, const V* nu) const { return larger(a.rows_t_size(j, y), a.At_size(j, nu)); }
     // How large rounding may see a variable in the equality that knows it best; 0 where it is in none.
     V as_seen(int j) const {
         const V none = V(T(Tuning<T>::infinity));
