@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "call.h"
+#include "units.h"
 
 namespace optlayer {
 
@@ -370,11 +371,15 @@ class Scaled {
             for (Numbers* M : {&model.G, &model.A})
                 for (size_t i = 0; i < M->size(); ++i) (*M)[i] *= d[i % n];
         };
-        if (by_curvature) {
-            for (int j = 0; j < n; ++j) d[j] = power_of_two(model.Q[size_t(j) * (n + 1)]);
-            scale_columns();
-            for (int sweep = 0; sweep < sweeps; ++sweep) scale_rows(model.G, E, p), scale_rows(model.A, F, m);
-        }
+        const auto exponents = natural_units(n + p + m + 1, meetings());
+        const auto unit = [&](int i) { return std::ldexp(1.0, exponents[i]); };
+        for (int j = 0; j < n; ++j) d[j] = unit(j);
+        scale_columns();
+        const auto start_rows = [&](Numbers& M, Numbers& scales, int first) {
+            for (size_t i = 0; i < M.size(); ++i) M[i] *= unit(first + int(i / n));
+            for (size_t i = 0; i < scales.size(); ++i) scales[i] = unit(first + int(i));
+        };
+        start_rows(model.G, E, n), start_rows(model.A, F, n + p);
         for (int sweep = 0; sweep < sweeps; ++sweep) {
             for (int j = 0; j < n; ++j) {
                 columns[j] = 0;
@@ -398,6 +403,19 @@ class Scaled {
             const double middle = low[j] / 2 + high[j] / 2;
             model.lb[j] = (crossed(j) ? middle : low[j]) / D[j], model.ub[j] = (crossed(j) ? middle : high[j]) / D[j];
         }
+    }
+
+    // Entries of Q, G, A and q, whose unit is its own.
+    std::vector<Meeting> meetings() const {
+        std::vector<Meeting> all;
+        const auto take = [&](const Numbers& M, int count, int first, bool lower) {
+            for (int i = 0; i < count; ++i)
+                for (int j = 0; j <= (lower ? i : n - 1); ++j)
+                    if (const double x = M[size_t(i) * n + j]; x != 0) all.push_back({first + i, j, std::ilogb(x)});
+        };
+        take(model.Q, n, 0, true), take(model.G, model.p, n, false), take(model.A, model.m, n + model.p, false);
+        take(model.q, 1, n + model.p + model.m, false);
+        return all;
     }
 
     void nothing() const {
