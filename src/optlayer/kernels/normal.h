@@ -250,7 +250,7 @@ struct Reduced {
     Data<V, U> r;            // the reduced one: all rows of C Z dense
     Normal<Tm, V, U> in;
     using T = scalar_of<V>;
-    V *q, *zp, *row0;                       // reduced linear term; A⁺b; C A⁺b
+    V *q, *zp, *row0, *left;                // reduced linear term; A⁺b; C A⁺b; h - C A⁺b of each side
     V *w, *x, *part, *shift, *u, *none;     // scratch
     V unit, unit_dual, stationarity, kappa, aim = V(0);
 
@@ -258,25 +258,26 @@ struct Reduced {
         : t(t_), a(a_), f(f_), r{{f_.reduced(), 0, a_.rows(), false}, f_.Q, f_.C, nullptr, nullptr, nullptr}, in(t_, r, false) {}
 
     void place(Arena& keep, Arena& work) {
-        q = work.take<V>(r.n), zp = work.take<V>(a.n), row0 = work.take<V>(a.rows());
+        q = work.take<V>(r.n), zp = work.take<V>(a.n), row0 = work.take<V>(a.rows()), left = work.take<V>(2 * a.rows());
         w = work.take<V>(a.n), x = work.take<V>(r.n), part = work.take<V>(a.n), shift = work.take<V>(a.rows());
         u = work.take<V>(r.n), none = work.take<V>(1);
         in.place(keep, work);
     }
-    // h := h - C A⁺b in the sides' own copy
     void start(Sides<V>& s) {
         t.each(a.n, [&](int j) { zp[j] = V(0); });
         t.gemv(a.n, a.m, f.P, a.n, a.b, zp);
         a.rows_times(t, zp, row0);
-        s.each(t, [&](int k, int i, V sg) { s.h[k] = s.h[k] - sg * row0[i]; });
+        V* const h = s.h;
+        s.each(t, [&](int k, int i, V sg) { left[k] = h[k] - sg * row0[i]; });
         t.each(a.n, [&](int j) { w[j] = a.q[j]; });
         a.add_Qz(t, zp, w);
         t.each(r.n, [&](int c) { q[c] = V(0); });
         t.gemv_t(a.n, r.n, f.Z, a.n, w, q);
         r.q = q;
         in.aim = aim;
+        s.h = left;
         in.start(s);
-        s.each(t, [&](int k, int i, V sg) { s.h[k] = s.h[k] + sg * row0[i]; });
+        s.h = h;
         unit = in.unit, unit_dual = in.unit_dual;
         kappa = in.kappa;
     }
