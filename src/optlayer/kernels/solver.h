@@ -628,7 +628,7 @@ struct Group {
         // refinement that does not converge is no answer: who calls must do better
         auto found = left <= V(T(Tuning<T>::converged));
         if constexpr (!System::proximal)
-            if (rebuild && any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
+            if (any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
         if constexpr (System::proximal) found = found & (system.determined(rz, vz) | of_rows);
         for (int l = 0; l < W; ++l) converged[l] = lane(found, l);
         zero_unsolved(vz, vnu, vk);
