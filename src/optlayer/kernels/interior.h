@@ -245,9 +245,13 @@ struct Interior : Verdict<Tm, V, U, D> {
         }
         keep_bounds(t, x, out, which);
         if constexpr (System::proximal) system.keep_fixed(out.z, which);
-        // signs: what is negative is cut off, and judged by the residuals
+        // signs: what is negative is cut off, and judged by the residuals; what cannot be an equality, as a row of zeros, has none
         a.rows_times(t, out.z, x.v);
-        x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]); });
+        x.each(t, [&](int k, int i, V sg) {
+            const auto open = which & (x.v[i] == V(0)) & (x.h[k] > V(0));
+            x.active[k] = select(open, V(0), x.active[k]);
+            out.lam[k] = select(which, x.active[k] * x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]);
+        });
         leave_slacks(which);
         rest(which);
         sum_sides(which);
