@@ -202,22 +202,26 @@ struct Verdict {
         return which;
     }
 
-    // Whether z, at least `least` long, is such a ray, each row relative to its largest entry; it is then scaled into `out`.
-    // It must fall far more than it is off: an error of the data of that size may have made it. At least `steep`, relative to
-    // the steepest direction.
+    // Whether z, at least `least` long, is such a ray; it is then scaled into `out`. In units of their own its rows are judged
+    // beside their largest entry, else beside their own terms. It must fall far more than it is off, or than rounding the data
+    // can do: an error of that size may have made it. At least `steep`, relative to the steepest direction.
     OPTLAYER_CALL bool falls(const V* ray, T tol, T least, T steep = T(0)) {
         const T z = t.max(a.n, T(0), [&](int j) { return abs(ray[j]); });
+        const auto share_of = [&](T value, T largest, T terms) { return relative(value, equilibrated ? T(largest * z) : terms); };
         t.each(a.n, [&](int j) { gd[j] = T(0); });
         a.add_Qz(t, ray, gd);
-        T off = t.max(a.n, T(0), [&](int j) { return relative(abs(gd[j]), a.Q_largest(j)); });
+        T off = t.max(a.n, T(0), [&](int j) { return share_of(abs(gd[j]), a.Q_largest(j), a.Q_size(j, ray)); });
         a.A_times(t, ray, gp);
-        off = t.max(a.m, off, [&](int i) { return relative(abs(gp[i]), a.A_largest(i)); });
+        off = t.max(a.m, off, [&](int i) { return share_of(abs(gp[i]), a.A_largest(i), a.A_size(i, ray)); });
         a.rows_times(t, ray, x.v);
-        x.each(t, [&](int k, int i, T sg) { off = larger(off, T(x.on[k] * relative(larger(T(sg * x.v[i]), T(0)), a.row_largest(i)))); });
+        x.each(t, [&](int k, int i, T sg) {
+            off = larger(off, T(x.on[k] * share_of(larger(T(sg * x.v[i]), T(0)), a.row_largest(i), a.row_size(i, ray))));
+        });
         t.largest(off);
         const T fall = t.sum(a.n, [&](int j) { return a.q[j] * ray[j]; });
-        const T slope = t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); });
-        if (!(z > least && off <= tol * z && fall < -larger(T(1e6) * larger(off, larger(T(in_rows.usual), T(Tuning<double>::noise(a.n))) * z), steep * z) * slope)) return false;
+        const T slope = equilibrated ? T(z * t.max(a.n, T(0), [&](int j) { return abs(a.q[j]); })) : t.sum(a.n, [&](int j) { return abs(a.q[j] * ray[j]); });
+        const T rounding = larger(T(in_rows.usual), T(Tuning<double>::noise(a.n)));
+        if (!(z > least && off <= tol && fall < -larger(T(1e6) * larger(off, rounding), steep) * slope)) return false;
         t.each(a.n, [&](int j) { out.z[j] = ray[j] / -fall; });
         t.each(a.m, [&](int i) { out.nu[i] = T(0); });
         t.each(x.total(), [&](int k) { out.lam[k] = T(0); });
