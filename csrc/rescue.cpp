@@ -558,10 +558,8 @@ int32_t rescue(const Args& g, int64_t k, bool pivoted) {
 }
 
 void rescue_derivative(const Args& g, int64_t k) {
-    // (What is closest is measured in the units of the solve; curvature of float32's data may be their rounding.)
-    const bool closest = *(static_cast<const int32_t*>(g.status.data) + k * g.status.stride) == CLOSEST;
-    const Scaled scaled(g, k, !closest && !g.single);
-    if (closest) {
+    const Scaled scaled(g, k);
+    if (*(static_cast<const int32_t*>(g.status.data) + k * g.status.stride) == CLOSEST) {
         const Rung rung(g, scaled);
         if (!derive_closest<double>(rung, scaled)) derive_closest<Twofold>(rung, scaled);
         return;

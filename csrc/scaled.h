@@ -41,11 +41,10 @@ class Scaled {
   public:
     Model model;  // of the rows that are left, in the units below
 
-    // by_curvature: whether variables whose curvature is not zero have the unit that makes it 1, whatever the rows say.
-    Scaled(const Args& args, int64_t member, bool by_curvature = false) : g(args), k(member), n(args.n) {
+    Scaled(const Args& args, int64_t member) : g(args), k(member), n(args.n) {
         load();
         settle_rows();
-        equilibrate(by_curvature);
+        equilibrate();
     }
 
     // Whether the data contradict themselves at the door: a zero row with a side beyond zero, or crossing bounds. The proof is
@@ -341,8 +340,8 @@ class Scaled {
     }
 
     // Ruiz' scaling of the KKT matrix in powers of two: in every row and column the largest entry is near 1; and the objective
-    // as a whole, so that Q or q is. (That leaves a choice, which the units it starts from make.)
-    void equilibrate(bool by_curvature) {
+    // as a whole, so that Q or q is. That leaves a choice; it starts from units that the user's have no part in.
+    void equilibrate() {
         const int m = int(equalities.size()), p = int(rows.size());
         model.n = n, model.m = m, model.p = p;
         model.Q = user_Q, model.q.assign(user_q, user_q + n);
@@ -389,7 +388,7 @@ class Scaled {
             for (int j = 0; j < n; ++j) d[j] = power_of_two(columns[j] > 0 ? columns[j] : std::abs(model.q[j]));
             scale_columns();
             double top = 0;
-            for (int j = 0; j < n && !by_curvature; ++j) top = std::max(top, std::abs(model.q[j]));
+            for (int j = 0; j < n; ++j) top = std::max(top, std::abs(model.q[j]));
             for (double x : model.Q) top = std::max(top, std::abs(x));
             const double c = power_of_two(top) * power_of_two(top);
             objective *= c;
