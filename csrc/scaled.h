@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "call.h"
+#include "residuals.h"
 #include "units.h"
 
 namespace optlayer {
@@ -95,39 +96,9 @@ class Scaled {
     // Slacks, residuals and iterations of what is stored.
     void finish(int iterations, double relaxed_gap = 0) const {
         if (g.single == 2) round();
-        double primal = 0, dual = 0, gap = 0;
-        Numbers gradient(n), z(n);
-        for (int j = 0; j < n; ++j) z[j] = *at(g.z, j), gradient[j] = user_q[j];
-        for (int j = 0; j < n; ++j) {
-            double Qz = 0;
-            for (int i = 0; i < n; ++i) Qz += user_Q[size_t(j) * n + i] * z[i];
-            gap += z[j] * (Qz + user_q[j]), gradient[j] += Qz;
-        }
-        for (int i = 0; i < g.p; ++i) {
-            double value = 0, slack = inf;
-            const double* row = user_G + size_t(i) * n;
-            for (int j = 0; j < n; ++j) value += row[j] * z[j];
-            const double lam = *at(g.lam, i), below = g.lam_lower.data ? *at(g.lam_lower, i) : 0;
-            if (user_h[i] < inf) primal = std::max(primal, value - user_h[i]), gap += lam * user_h[i], slack = std::max(user_h[i] - value, 0.0);
-            if (user_below[i] > -inf) primal = std::max(primal, user_below[i] - value), gap -= below * user_below[i];
-            if (lam > 0 && relaxed_gap == 0) slack = 0;
-            *at(g.s, i) = slack;
-            for (int j = 0; j < n; ++j) gradient[j] += row[j] * (lam - below);
-        }
-        for (int i = 0; i < g.m; ++i) {
-            double value = -user_b[i];
-            const double* row = user_A + size_t(i) * n;
-            for (int j = 0; j < n; ++j) value += row[j] * z[j], gradient[j] += row[j] * *at(g.nu, i);
-            primal = std::max(primal, std::abs(value)), gap += user_b[i] * *at(g.nu, i);
-        }
-        for (int j = 0; j < n; ++j) {
-            if (g.lb.data && *at(g.lb, j) > -inf) primal = std::max(primal, *at(g.lb, j) - z[j]), gap -= *at(g.lb, j) * *at(g.lam_lb, j);
-            if (g.ub.data && *at(g.ub, j) < inf) primal = std::max(primal, z[j] - *at(g.ub, j)), gap += *at(g.ub, j) * *at(g.lam_ub, j);
-            if (g.lam_lb.data) gradient[j] -= *at(g.lam_lb, j);
-            if (g.lam_ub.data) gradient[j] += *at(g.lam_ub, j);
-            dual = std::max(dual, std::abs(gradient[j]));
-        }
-        *at(g.primal_residual) = primal, *at(g.dual_residual) = dual, *at(g.gap) = std::abs(gap - relaxed_gap);
+        Data<double, double> a{};
+        a.n = n, a.m = g.m, a.p = g.p, a.Q = user_Q.data(), a.G = user_G, a.A = user_A;
+        store_residuals(a, g, k, relaxed_gap);
         *(static_cast<int32_t*>(g.iterations.data) + k * g.iterations.stride) = iterations;
     }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <memory>
 
+#include "in_units.h"
 #include "interrupt.h"
 #include "kernels/solver.h"
 #include "memory.h"
@@ -150,19 +151,9 @@ class SparseCall {
 
     // ---- the data
 
-    // The values of a member in the order of SparsePattern, each `step` from the one before.
-    void gather(int64_t member, T* to, int step) const {
-        const T *Q = View<const T>(g.Q).of(member), *G = View<const T>(g.G).of(member), *A = View<const T>(g.A).of(member);
-        for (int e : s.stored) {
-            const T one = Q[s.Q.one[e]], other = Q[s.Q.other[e]];
-            *to = one == other ? one : T(0.5) * (one + other), to += step;
-        }
-        for (int e = 0; e < pattern.G_entries; ++e) *to = G[e], to += step;
-        for (int e = 0; e < pattern.A_entries; ++e) *to = A[e], to += step;
-    }
     void share(Task task) {
         T* values = static_cast<T*>(prepared().reserve(sizeof(T) * size_t(pattern.entries())));
-        gather(0, values, 1);
+        s.gather(g, 0, values, 1);
         shared_values = values;
         if (task != Task::SOLVE) return;
         SparseData<T, T> a{};
@@ -220,7 +211,7 @@ class SparseCall {
             group.choose_members(first);
             if constexpr (std::is_same<U, V>::value) {
                 if (own)
-                    for (int l = 0; l < lanes_of<V>; ++l) gather(group.member[l], reinterpret_cast<T*>(values) + l, lanes_of<V>);
+                    for (int l = 0; l < lanes_of<V>; ++l) s.gather(g, group.member[l], reinterpret_cast<T*>(values) + l, lanes_of<V>);
             }
             if constexpr (std::is_same<U, T>::value) a.point_to(own ? values : shared_values);
             else a.point_to(values);
@@ -269,7 +260,7 @@ class SparseCall {
         const size_t n = g.n;
         if (n + g.p + g.m > most_dense) return;
         std::vector<T> values(pattern.entries()), Q(n * n), G(g.p * n), A(g.m * n);
-        gather(k, values.data(), 1);
+        s.gather(g, k, values.data(), 1);
         SparseData<T, T> a{};
         a.n = g.n, a.m = g.m, a.p = g.p, a.pattern = &pattern, a.point_to(values.data());
         for (size_t j = 0; j < n; ++j) a.quadratic(a.Q).row(int(j)).each([&](int i, T entry) { Q[j * n + i] = entry; });
@@ -303,7 +294,19 @@ void sparse_free(SparsePlan* plan) { delete plan; }
 void sparse_cost(const SparsePlan& plan, double* out) {
     out[0] = double(plan.kkt->plan.entries()), out[1] = plan.kkt->flops, out[2] = plan.kkt->plan.supernodes;
 }
-int sparse_solve(const SparsePlan& plan, Args& g) { return SparseCall(plan, g).run(Task::SOLVE); }
+namespace {
+
+int run(const SparsePlan& plan, Args& g, Task task) {
+    InUnits natural(plan, g, task == Task::SOLVE);
+    const int left = SparseCall(plan, natural.args()).run(task);
+    natural.finish();
+    return left;
+}
+
+}  // namespace
+
+int sparse_solve(const SparsePlan& plan, Args& g) { return run(plan, g, Task::SOLVE); }
+int sparse_kkt_solve(const SparsePlan& plan, Args& g) { return run(plan, g, Task::ADJOINT); }
 
 namespace {
 
@@ -425,7 +428,6 @@ void sparse_products(const SparsePlan& plan, const Args& g, const Gradients& to)
     Products<double>(g, vectors).run();
     SparseProducts(plan, g, to).run();
 }
-int sparse_kkt_solve(const SparsePlan& plan, Args& g) { return SparseCall(plan, g).run(Task::ADJOINT); }
 
 }  // namespace optlayer
 

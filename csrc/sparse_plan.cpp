@@ -259,4 +259,15 @@ SparsePlan::SparsePlan(int n, int m, int p, LowerPattern Q_, RowPattern G_, RowP
     pattern.kkt = &kkt->plan, pattern.place = kkt->place.data();
 }
 
+void SparsePlan::gather(const Args& g, int64_t member, double* to, int step) const {
+    const auto of = [&](const Tensor& x) { return static_cast<const double*>(x.data) + member * x.stride; };
+    const double* values = of(g.Q);
+    for (int e : stored) {
+        const double one = values[Q.one[e]], other = values[Q.other[e]];
+        *to = one == other ? one : 0.5 * (one + other), to += step;
+    }
+    for (const auto& [from, count] : {std::pair{of(g.G), pattern.G_entries}, std::pair{of(g.A), pattern.A_entries}})
+        for (int e = 0; e < count; ++e) *to = from[e], to += step;
+}
+
 }  // namespace optlayer

@@ -45,6 +45,8 @@ class Symbolic {
 class SparsePlan {
   public:
     SparsePlan(int n, int m, int p, LowerPattern Q, RowPattern G, RowPattern A);
+    // The values of a member in the order of SparsePattern, each `step` from the one before.
+    void gather(const Args& g, int64_t member, double* to, int step) const;
     const LowerPattern Q;
     const RowPattern G, A;
     std::vector<int> user_row, user_col;  // of each value of Q as the user has it

@@ -1,0 +1,168 @@
+#include "in_units.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/solver.h"
+#include "residuals.h"
+#include "sparse_plan.h"
+#include "units.h"
+
+namespace optlayer {
+
+const std::vector<InUnits::Quantity> InUnits::data = {
+    {&Args::q, &Units::D, 1, 1}, {&Args::h, &Units::E, 1, 0}, {&Args::h_lower, &Units::E, 1, 0}, {&Args::b, &Units::F, 1, 0},
+    {&Args::lb, &Units::D, -1, 0}, {&Args::ub, &Units::D, -1, 0}};
+const std::vector<InUnits::Quantity> InUnits::solution = {
+    {&Args::z, &Units::D, -1, 0}, {&Args::s, &Units::E, 1, 0}, {&Args::lam, &Units::E, -1, 1}, {&Args::lam_lower, &Units::E, -1, 1},
+    {&Args::nu, &Units::F, -1, 1}, {&Args::lam_lb, &Units::D, 1, 1}, {&Args::lam_ub, &Units::D, 1, 1}};
+const std::vector<InUnits::Quantity> InUnits::right = {
+    {&Args::r_z, &Units::D, 1, 1}, {&Args::r_lam, &Units::E, 1, 0}, {&Args::r_lower, &Units::E, 1, 0}, {&Args::r_nu, &Units::F, 1, 0},
+    {&Args::r_lb, &Units::D, -1, 0}, {&Args::r_ub, &Units::D, -1, 0}};
+const std::vector<InUnits::Quantity> InUnits::derivative = {
+    {&Args::v_z, &Units::D, -1, 0}, {&Args::v_lam, &Units::E, -1, 1}, {&Args::v_lower, &Units::E, -1, 1}, {&Args::v_nu, &Units::F, -1, 1},
+    {&Args::v_lb, &Units::D, 1, 1}, {&Args::v_ub, &Units::D, 1, 1}};
+
+double InUnits::Quantity::factor(const Units& of, size_t i) const {
+    const double u = (of.*unit)[i];
+    return (power > 0 ? u : 1 / u) * (objective ? of.c : 1);
+}
+
+namespace {
+
+constexpr double far_value = double(1 << far_unit);
+
+bool is_entry(double x) { return x != 0 && std::isfinite(x); }
+bool is_far(double x) { return std::abs(x) > far_value || (std::abs(x) < 1 / far_value && x != 0); }
+bool any_far(const double* x, size_t count) {
+    bool far = false;
+    for (size_t i = 0; i < count; ++i) far |= is_far(x[i]);
+    return far;
+}
+
+}  // namespace
+
+InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan), user_(user), scaled_(user), solving_(solving) {
+    shared_ = !user.Q.stride && !user.G.stride && !user.A.stride;
+    Numbers values(plan.pattern.entries());
+    bool near = true;
+    for (int64_t k = 0; k < user.batch; ++k) {
+        if (!shared_ || k == 0) plan.gather(user, k, values.data(), 1);
+        const double* q = View<double>(user.q).of(k);
+        if (k == 0 || !shared_) near = !any_far(values.data(), values.size());
+        members_.emplace_back();
+        if (!near || any_far(q, user.n)) members_.back() = natural(values.data(), q);
+    }
+    if (std::all_of(members_.begin(), members_.end(), [](const Units& u) { return u.D.empty(); })) members_.clear();
+    if (members_.empty()) return;
+    for (Units& u : members_)
+        if (u.D.empty()) u.D.assign(user.n, 1), u.E.assign(user.p, 1), u.F.assign(user.m, 1);
+
+    copy(&Args::Q, plan.user_row.size(), [&](const Units& u, size_t e) { return u.c * u.D[plan.user_row[e]] * u.D[plan.user_col[e]]; });
+    const auto copy_rows = [&](Tensor Args::*at, const RowPattern& M, Numbers Units::*unit) {
+        int row = 0;
+        copy(at, M.entries(), [&, row](const Units& u, size_t e) mutable {
+            if (e == 0) row = 0;
+            while (M.first[row + 1] <= int(e)) ++row;
+            return (u.*unit)[row] * u.D[M.col[e]];
+        });
+    };
+    copy_rows(&Args::G, plan.G, &Units::E), copy_rows(&Args::A, plan.A, &Units::F);
+    copy(data);
+    if (!solving) copy(solution), copy(right);
+    else if (user.given) scale_in_place(solution, true);
+}
+
+// None where the data's own are near.
+InUnits::Units InUnits::natural(const double* values, const double* q) const {
+    const SparsePattern& s = plan_.pattern;
+    const int n = s.n;
+    std::vector<Meeting> meetings;
+    std::vector<bool> met(s.order());
+    const double* value = values;
+    const auto meet = [&](int a, int b) {
+        if (is_entry(*value)) meetings.push_back({a, b, std::ilogb(*value)}), met[a] = met[b] = true;
+        ++value;
+    };
+    for (int e = 0; e < s.diagonals; ++e) meet(s.diagonal[e], s.diagonal[e]);
+    for (int e = 0; e < s.lowers; ++e) meet(s.row[e], s.col[e]);
+    const size_t of_Q = meetings.size();
+    int row = n;
+    for (const RowPattern* M : {&plan_.G, &plan_.A})
+        for (int i = 0; i < M->rows; ++i, ++row)
+            for (int e = M->first[i]; e < M->first[i + 1]; ++e) meet(row, M->col[e]);
+    std::vector<int> exponents = natural_units(s.order(), meetings);
+
+    // Variables in no entry: the costs of all are alike, and so the largest is that of a typical variable.
+    const auto cost = [&](int j) { return std::ilogb(q[j]) + exponents[j]; };
+    int count = 0, sum = 0;
+    for (int j = 0; j < n; ++j)
+        if (met[j] && is_entry(q[j])) ++count, sum += cost(j);
+    for (int j = 0; j < n; ++j)
+        if (!met[j] && is_entry(q[j])) exponents[j] = (count ? sum / count : 0) - std::ilogb(q[j]);
+    if (std::all_of(exponents.begin(), exponents.end(), [](int u) { return std::abs(u) <= far_unit; })) return {};
+
+    Units found;
+    auto next = exponents.begin();
+    for (const auto& [part, size] : {std::pair{&found.D, n}, std::pair{&found.E, s.p}, std::pair{&found.F, s.m}})
+        for (int i = 0; i < size; ++i) part->push_back(std::ldexp(1.0, *next++));
+    if (user_.smoothing > 0) return found;  // (κ is in the user's units)
+    constexpr int none = std::numeric_limits<int>::min();
+    int top = none;  // of the curvatures; without any, of the costs
+    for (size_t e = 0; e < of_Q; ++e) top = std::max(top, meetings[e].exponent + exponents[meetings[e].a] + exponents[meetings[e].b]);
+    for (int j = 0; j < n && !of_Q; ++j)
+        if (is_entry(q[j])) top = std::max(top, cost(j));
+    if (top != none) found.c = std::ldexp(1.0, -top);
+    return found;
+}
+
+template <class F> void InUnits::copy(Tensor Args::*at, size_t size, F&& factor) {
+    const View<const double> from(user_.*at);
+    if (!from || !size) return;
+    const int64_t count = shared_ && !from.stride ? 1 : user_.batch;
+    Numbers& to = copies_.emplace_back(size * size_t(count));
+    for (int64_t k = 0; k < count; ++k)
+        for (size_t i = 0; i < size; ++i) to[size_t(k) * size + i] = from.of(k)[i] * factor(members_[k], i);
+    scaled_.*at = {to.data(), count > 1 ? int64_t(size) : 0};
+}
+void InUnits::copy(const std::vector<Quantity>& quantities) {
+    for (const Quantity& x : quantities)
+        copy(x.at, (members_[0].*x.unit).size(), [&](const Units& u, size_t i) { return x.factor(u, i); });
+}
+
+void InUnits::scale_in_place(const std::vector<Quantity>& quantities, bool into) const {
+    for (int64_t k = 0; k < user_.batch; ++k) {
+        const Units& u = members_[k];
+        const int32_t status = into ? SOLVED : View<int32_t>(user_.status).of(k)[0];
+        for (const Quantity& x : quantities) {
+            const View<double> to(user_.*x.at);
+            if (!to) continue;
+            // A proof is scaled to the value -1 by itself: its multipliers have no unit of the objective, its ray has.
+            const bool proof = solving_ && (x.objective ? status == PRIMAL_INFEASIBLE : x.at == &Args::z && status == DUAL_INFEASIBLE);
+            for (size_t i = 0; i < (u.*x.unit).size(); ++i) to.of(k)[i] *= into ? x.factor(u, i) : (proof ? u.c : 1) / x.factor(u, i);
+        }
+    }
+}
+
+void InUnits::finish() {
+    if (members_.empty()) return;
+    user_.factor = scaled_.factor, user_.lanes = scaled_.lanes, user_.method = scaled_.method;
+    scale_in_place(solving_ ? solution : derivative, false);
+    if (!solving_) return;
+    SparseData<double, double> a{};
+    a.n = user_.n, a.m = user_.m, a.p = user_.p, a.pattern = &plan_.pattern;
+    Numbers values(plan_.pattern.entries());
+    a.point_to(values.data());
+    const auto finite = [&](const Tensor& x, int64_t k, int size) {
+        const View<const double> sides(x);
+        return sides ? std::count_if(sides.of(k), sides.of(k) + size, [](double side) { return std::isfinite(side); }) : 0;
+    };
+    for (int64_t k = 0; k < user_.batch; ++k) {
+        plan_.gather(user_, k, values.data(), 1);
+        const auto count = finite(user_.h, k, a.p) + finite(user_.h_lower, k, a.p) + finite(user_.lb, k, a.n) + finite(user_.ub, k, a.n);
+        store_residuals(a, user_, k, user_.smoothing * double(count));
+    }
+}
+
+}  // namespace optlayer
