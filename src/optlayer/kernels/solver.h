@@ -567,7 +567,7 @@ struct Group {
         };
         // A row's residual beside its own terms, to which belongs by how much the change of its multiplier, relative, would move
         // it: of a vertex, where v_z is zero, no others are left.
-        [[maybe_unused]] auto misses_of_rows = [&] {
+        auto misses_of_rows = [&] {
             load(out.z, g.z, n);
             if (m) load(out.nu, g.nu, m);
             const auto share = [](V miss, V right, V of_v, V of_z, V v, V multiplier) {
@@ -627,8 +627,7 @@ struct Group {
         }
         // refinement that does not converge is no answer: who calls must do better
         auto found = left <= V(T(Tuning<T>::converged));
-        if constexpr (!System::proximal)
-            if (any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
+        if (any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
         if constexpr (System::proximal) found = found & (system.determined(rz, vz) | of_rows);
         for (int l = 0; l < W; ++l) converged[l] = lane(found, l);
         zero_unsolved(vz, vnu, vk);
