@@ -32,6 +32,7 @@ double InUnits::Quantity::factor(const Units& of, size_t i) const {
 namespace {
 
 constexpr double far_value = double(1 << far_unit);
+constexpr int none = std::numeric_limits<int>::min();
 
 bool is_entry(double x) { return x != 0 && std::isfinite(x); }
 bool is_far(double x) { return std::abs(x) > far_value || (std::abs(x) < 1 / far_value && x != 0); }
@@ -46,13 +47,18 @@ bool any_far(const double* x, size_t count) {
 InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan), user_(user), scaled_(user), solving_(solving) {
     shared_ = !user.Q.stride && !user.G.stride && !user.A.stride;
     Numbers values(plan.pattern.entries());
-    bool near = true;
+    Exponents exponents;
+    bool far = false;  // an entry of the matrices
     for (int64_t k = 0; k < user.batch; ++k) {
-        if (!shared_ || k == 0) plan.gather(user, k, values.data(), 1);
         const double* q = View<double>(user.q).of(k);
-        if (k == 0 || !shared_) near = !any_far(values.data(), values.size());
+        if (!shared_ || k == 0) {
+            plan.gather(user, k, values.data(), 1);
+            far = any_far(values.data(), values.size()), exponents = {};
+        }
         members_.emplace_back();
-        if (!near || any_far(q, user.n)) members_.back() = natural(values.data(), q);
+        if (!far && !any_far(q, user.n)) continue;
+        if (exponents.of.empty()) exponents = look(values);
+        members_.back() = natural(exponents, q);
     }
     if (std::all_of(members_.begin(), members_.end(), [](const Units& u) { return u.D.empty(); })) members_.clear();
     if (members_.empty()) return;
@@ -74,46 +80,47 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
     else if (user.given) scale_in_place(solution, true);
 }
 
-// None where the data's own are near.
-InUnits::Units InUnits::natural(const double* values, const double* q) const {
+InUnits::Exponents InUnits::look(const Numbers& values) const {
     const SparsePattern& s = plan_.pattern;
-    const int n = s.n;
+    Exponents found{{}, std::vector<bool>(s.order()), none};
     std::vector<Meeting> meetings;
-    std::vector<bool> met(s.order());
-    const double* value = values;
+    auto value = values.begin();
     const auto meet = [&](int a, int b) {
-        if (is_entry(*value)) meetings.push_back({a, b, std::ilogb(*value)}), met[a] = met[b] = true;
+        if (is_entry(*value)) meetings.push_back({a, b, std::ilogb(*value)}), found.met[a] = found.met[b] = true;
         ++value;
     };
     for (int e = 0; e < s.diagonals; ++e) meet(s.diagonal[e], s.diagonal[e]);
     for (int e = 0; e < s.lowers; ++e) meet(s.row[e], s.col[e]);
     const size_t of_Q = meetings.size();
-    int row = n;
+    int row = s.n;
     for (const RowPattern* M : {&plan_.G, &plan_.A})
         for (int i = 0; i < M->rows; ++i, ++row)
             for (int e = M->first[i]; e < M->first[i + 1]; ++e) meet(row, M->col[e]);
-    std::vector<int> exponents = natural_units(s.order(), meetings);
+    found.of = natural_units(s.order(), meetings);
+    for (size_t e = 0; e < of_Q; ++e)
+        found.curvature = std::max(found.curvature, meetings[e].exponent + found.of[meetings[e].a] + found.of[meetings[e].b]);
+    return found;
+}
 
-    // Variables in no entry: the costs of all are alike, and so the largest is that of a typical variable.
+// None where the data's own are near. Variables in no entry have the unit that makes their costs like the others'.
+InUnits::Units InUnits::natural(const Exponents& entries, const double* q) const {
+    const int n = user_.n;
+    std::vector<int> exponents = entries.of;
     const auto cost = [&](int j) { return std::ilogb(q[j]) + exponents[j]; };
-    int count = 0, sum = 0;
+    int count = 0, sum = 0, top = entries.curvature;
     for (int j = 0; j < n; ++j)
-        if (met[j] && is_entry(q[j])) ++count, sum += cost(j);
+        if (entries.met[j] && is_entry(q[j])) ++count, sum += cost(j);
     for (int j = 0; j < n; ++j)
-        if (!met[j] && is_entry(q[j])) exponents[j] = (count ? sum / count : 0) - std::ilogb(q[j]);
+        if (!entries.met[j] && is_entry(q[j])) exponents[j] = (count ? sum / count : 0) - std::ilogb(q[j]);
     if (std::all_of(exponents.begin(), exponents.end(), [](int u) { return std::abs(u) <= far_unit; })) return {};
 
     Units found;
     auto next = exponents.begin();
-    for (const auto& [part, size] : {std::pair{&found.D, n}, std::pair{&found.E, s.p}, std::pair{&found.F, s.m}})
+    for (const auto& [part, size] : {std::pair{&found.D, n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
         for (int i = 0; i < size; ++i) part->push_back(std::ldexp(1.0, *next++));
-    if (user_.smoothing > 0) return found;  // (κ is in the user's units)
-    constexpr int none = std::numeric_limits<int>::min();
-    int top = none;  // of the curvatures; without any, of the costs
-    for (size_t e = 0; e < of_Q; ++e) top = std::max(top, meetings[e].exponent + exponents[meetings[e].a] + exponents[meetings[e].b]);
-    for (int j = 0; j < n && !of_Q; ++j)
+    for (int j = 0; j < n && entries.curvature == none; ++j)
         if (is_entry(q[j])) top = std::max(top, cost(j));
-    if (top != none) found.c = std::ldexp(1.0, -top);
+    if (top != none && !(user_.smoothing > 0)) found.c = std::ldexp(1.0, -top);  // (κ is in the user's units)
     return found;
 }
 

@@ -22,6 +22,11 @@ class InUnits {
         Numbers D, E, F;
         double c = 1;
     };
+    struct Exponents {  // of the units of variables and rows by the entries of the matrices; who is in one; the largest curvature's
+        std::vector<int> of;
+        std::vector<bool> met;
+        int curvature;
+    };
     struct Quantity {  // x̂ = unit^power c^objective x
         Tensor Args::*at;
         Numbers Units::*unit;
@@ -30,7 +35,8 @@ class InUnits {
     };
     static const std::vector<Quantity> data, solution, right, derivative;
 
-    Units natural(const double* values, const double* q) const;
+    Exponents look(const Numbers& values) const;
+    Units natural(const Exponents& entries, const double* q) const;
     template <class F> void copy(Tensor Args::*at, size_t size, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;

@@ -204,8 +204,11 @@ struct Verdict {
 
     // Whether z, at least `least` long, is such a ray; it is then scaled into `out`. In units of their own its rows are judged
     // beside their largest entry, else beside their own terms. It must fall far more than it is off, or than rounding the data
-    // can do: an error of that size may have made it. At least `steep`, relative to the steepest direction.
-    OPTLAYER_CALL bool falls(const V* ray, T tol, T least, T steep = T(0)) {
+    // can do: an error of that size may have made it. At least `steep`, relative to the steepest direction. What goes against a
+    // bound is no part of it.
+    OPTLAYER_CALL bool falls(V* ray, T tol, T least, T steep = T(0)) {
+        t.each(x.lower, [&](int j) { if (x.on[x.first_lower() + j] > T(0)) ray[j] = larger(ray[j], T(0)); });
+        t.each(x.upper, [&](int j) { if (x.on[x.first_upper() + j] > T(0)) ray[j] = smaller(ray[j], T(0)); });
         const T z = t.max(a.n, T(0), [&](int j) { return abs(ray[j]); });
         const auto share_of = [&](T value, T largest, T terms) { return relative(value, equilibrated ? T(largest * z) : terms); };
         t.each(a.n, [&](int j) { gd[j] = T(0); });
