@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <optional>
 
 #include "kernels/solver.h"
 #include "residuals.h"
 #include "sparse_plan.h"
-#include "units.h"
 
 namespace optlayer {
 
@@ -32,9 +31,7 @@ double InUnits::Quantity::factor(const Units& of, size_t i) const {
 namespace {
 
 constexpr double far_value = double(1 << far_unit);
-constexpr int none = std::numeric_limits<int>::min();
 
-bool is_entry(double x) { return x != 0 && std::isfinite(x); }
 bool is_far(double x) { return std::abs(x) > far_value || (std::abs(x) < 1 / far_value && x != 0); }
 bool any_far(const double* x, size_t count) {
     bool far = false;
@@ -47,18 +44,18 @@ bool any_far(const double* x, size_t count) {
 InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan), user_(user), scaled_(user), solving_(solving) {
     shared_ = !user.Q.stride && !user.G.stride && !user.A.stride;
     Numbers values(plan.pattern.entries());
-    Exponents exponents;
+    std::optional<NaturalUnits> units;
     bool far = false;  // an entry of the matrices
     for (int64_t k = 0; k < user.batch; ++k) {
         const double* q = View<double>(user.q).of(k);
         if (!shared_ || k == 0) {
             plan.gather(user, k, values.data(), 1);
-            far = any_far(values.data(), values.size()), exponents = {};
+            far = any_far(values.data(), values.size()), units.reset();
         }
         members_.emplace_back();
         if (!far && !any_far(q, user.n)) continue;
-        if (exponents.of.empty()) exponents = look(values);
-        members_.back() = natural(exponents, q);
+        if (!units) units = look(values);
+        members_.back() = natural(*units, q);
     }
     if (std::all_of(members_.begin(), members_.end(), [](const Units& u) { return u.D.empty(); })) members_.clear();
     if (members_.empty()) return;
@@ -80,47 +77,35 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
     else if (user.given) scale_in_place(solution, true);
 }
 
-InUnits::Exponents InUnits::look(const Numbers& values) const {
+NaturalUnits InUnits::look(const Numbers& values) const {
     const SparsePattern& s = plan_.pattern;
-    Exponents found{{}, std::vector<bool>(s.order()), none};
     std::vector<Meeting> meetings;
     auto value = values.begin();
     const auto meet = [&](int a, int b) {
-        if (is_entry(*value)) meetings.push_back({a, b, std::ilogb(*value)}), found.met[a] = found.met[b] = true;
+        if (is_entry(*value)) meetings.push_back({a, b, std::ilogb(*value)});
         ++value;
     };
     for (int e = 0; e < s.diagonals; ++e) meet(s.diagonal[e], s.diagonal[e]);
     for (int e = 0; e < s.lowers; ++e) meet(s.row[e], s.col[e]);
-    const size_t of_Q = meetings.size();
     int row = s.n;
     for (const RowPattern* M : {&plan_.G, &plan_.A})
         for (int i = 0; i < M->rows; ++i, ++row)
             for (int e = M->first[i]; e < M->first[i + 1]; ++e) meet(row, M->col[e]);
-    found.of = natural_units(s.order(), meetings);
-    for (size_t e = 0; e < of_Q; ++e)
-        found.curvature = std::max(found.curvature, meetings[e].exponent + found.of[meetings[e].a] + found.of[meetings[e].b]);
-    return found;
+    return NaturalUnits(s.n, s.p + s.m, meetings);
 }
 
-// None where the data's own are near. Variables in no entry have the unit that makes their costs like the others'.
-InUnits::Units InUnits::natural(const Exponents& entries, const double* q) const {
-    const int n = user_.n;
-    std::vector<int> exponents = entries.of;
-    const auto cost = [&](int j) { return std::ilogb(q[j]) + exponents[j]; };
-    int count = 0, sum = 0, top = entries.curvature;
-    for (int j = 0; j < n; ++j)
-        if (entries.met[j] && is_entry(q[j])) ++count, sum += cost(j);
-    for (int j = 0; j < n; ++j)
-        if (!entries.met[j] && is_entry(q[j])) exponents[j] = (count ? sum / count : 0) - std::ilogb(q[j]);
+// None where the data's own are near.
+InUnits::Units InUnits::natural(const NaturalUnits& units, const double* q) const {
+    const std::vector<int> exponents = units.exponents(q);
     if (std::all_of(exponents.begin(), exponents.end(), [](int u) { return std::abs(u) <= far_unit; })) return {};
-
     Units found;
     auto next = exponents.begin();
-    for (const auto& [part, size] : {std::pair{&found.D, n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
+    for (const auto& [part, size] : {std::pair{&found.D, user_.n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
         for (int i = 0; i < size; ++i) part->push_back(std::ldexp(1.0, *next++));
-    for (int j = 0; j < n && entries.curvature == none; ++j)
-        if (is_entry(q[j])) top = std::max(top, cost(j));
-    if (top != none && !(user_.smoothing > 0)) found.c = std::ldexp(1.0, -top);  // (κ is in the user's units)
+    int top = units.curvature;  // without any, of the costs
+    for (int j = 0; j < user_.n && units.curvature == NaturalUnits::none; ++j)
+        if (is_entry(q[j])) top = std::max(top, std::ilogb(q[j]) + exponents[j]);
+    if (top != NaturalUnits::none && !(user_.smoothing > 0)) found.c = std::ldexp(1.0, -top);  // (κ is in the user's units)
     return found;
 }
 

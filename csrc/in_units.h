@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/args.h"
+#include "units.h"
 
 namespace optlayer {
 
@@ -22,11 +23,6 @@ class InUnits {
         Numbers D, E, F;
         double c = 1;
     };
-    struct Exponents {  // of the units of variables and rows by the entries of the matrices; who is in one; the largest curvature's
-        std::vector<int> of;
-        std::vector<bool> met;
-        int curvature;
-    };
     struct Quantity {  // x̂ = unit^power c^objective x
         Tensor Args::*at;
         Numbers Units::*unit;
@@ -35,8 +31,8 @@ class InUnits {
     };
     static const std::vector<Quantity> data, solution, right, derivative;
 
-    Exponents look(const Numbers& values) const;
-    Units natural(const Exponents& entries, const double* q) const;
+    NaturalUnits look(const Numbers& values) const;
+    Units natural(const NaturalUnits& units, const double* q) const;
     template <class F> void copy(Tensor Args::*at, size_t size, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;

@@ -341,7 +341,7 @@ class Scaled {
             for (Numbers* M : {&model.G, &model.A})
                 for (size_t i = 0; i < M->size(); ++i) (*M)[i] *= d[i % n];
         };
-        const auto exponents = natural_units(n + p + m + 1, meetings());
+        const auto exponents = NaturalUnits(n, p + m, meetings()).exponents(user_q);
         const auto unit = [&](int i) { return std::ldexp(1.0, exponents[i]); };
         for (int j = 0; j < n; ++j) d[j] = unit(j);
         scale_columns();
@@ -375,16 +375,15 @@ class Scaled {
         }
     }
 
-    // Entries of Q, G, A and q, whose unit is its own.
+    // Entries of Q, G and A.
     std::vector<Meeting> meetings() const {
         std::vector<Meeting> all;
         const auto take = [&](const Numbers& M, int count, int first, bool lower) {
             for (int i = 0; i < count; ++i)
                 for (int j = 0; j <= (lower ? i : n - 1); ++j)
-                    if (const double x = M[size_t(i) * n + j]; x != 0) all.push_back({first + i, j, std::ilogb(x)});
+                    if (const double x = M[size_t(i) * n + j]; is_entry(x)) all.push_back({first + i, j, std::ilogb(x)});
         };
         take(model.Q, n, 0, true), take(model.G, model.p, n, false), take(model.A, model.m, n + model.p, false);
-        take(model.q, 1, n + model.p + model.m, false);
         return all;
     }
 

@@ -1,36 +1,77 @@
 #include "units.h"
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 
 namespace optlayer {
 
-// Conjugate gradients on the normal equations, with as many entries as an unknown is in for its preconditioner.
-std::vector<int> natural_units(int count, const std::vector<Meeting>& meetings) {
-    constexpr int most = 100;
-    constexpr double close = 1e-9;  // of the right-hand side: far below the half that decides a rounding
-    std::vector<double> u(count), left(count), step(count), image(count), weight(count);
-    for (const Meeting& m : meetings) left[m.a] -= m.exponent, left[m.b] -= m.exponent, weight[m.a] += 1, weight[m.b] += 1;
-    const auto dot = [&](const std::vector<double>& x, const std::vector<double>& y, bool weighted) {
-        double sum = 0;
-        for (int i = 0; i < count; ++i) sum += weighted && weight[i] > 0 ? x[i] * y[i] / weight[i] : weighted ? 0 : x[i] * y[i];
-        return sum;
+NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings)
+    : variables_(variables), exponents_(variables + rows), part_(variables + rows), curved_(variables + rows) {
+    fit(meetings), connect(meetings);
+    for (const Meeting& m : meetings)
+        if (std::max(m.a, m.b) < variables) curvature = std::max(curvature, m.exponent + exponents_[m.a] + exponents_[m.b]);
+}
+
+// Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
+void NaturalUnits::fit(const std::vector<Meeting>& meetings) {
+    constexpr int most = 100;        // steps
+    constexpr double close = 1e-9;   // of the right-hand side: far below the half that decides a rounding
+    constexpr double largest = 500;  // so that products of three stay numbers
+    const size_t count = exponents_.size();
+    std::vector<double> u(count), left(count), scaled(count), step(count), image(count), weight(count);
+    for (const Meeting& m : meetings)
+        for (int i : {m.a, m.b}) left[i] -= m.exponent, weight[i] += 1;
+    const auto precondition = [&] {
+        for (size_t i = 0; i < count; ++i) scaled[i] = weight[i] > 0 ? left[i] / weight[i] : 0;
+        return std::inner_product(left.begin(), left.end(), scaled.begin(), 0.0);
     };
-    double size = dot(left, left, true);
+    double size = precondition();
     const double enough = close * close * size;
-    for (int i = 0; i < count; ++i) step[i] = weight[i] > 0 ? left[i] / weight[i] : 0;
+    step = scaled;
     for (int round = 0; round < most && size > enough; ++round) {
-        image.assign(count, 0);
-        for (const Meeting& m : meetings) image[m.a] += step[m.a] + step[m.b], image[m.b] += step[m.a] + step[m.b];
-        const double along = size / dot(step, image, false);
-        for (int i = 0; i < count; ++i) u[i] += along * step[i], left[i] -= along * image[i];
-        const double before = size;
-        size = dot(left, left, true);
-        for (int i = 0; i < count; ++i) step[i] = (weight[i] > 0 ? left[i] / weight[i] : 0) + size / before * step[i];
+        std::fill(image.begin(), image.end(), 0.0);
+        for (const Meeting& m : meetings) {
+            const double sum = step[m.a] + step[m.b];
+            image[m.a] += sum, image[m.b] += sum;
+        }
+        const double along = size / std::inner_product(step.begin(), step.end(), image.begin(), 0.0), before = size;
+        for (size_t i = 0; i < count; ++i) u[i] += along * step[i], left[i] -= along * image[i];
+        size = precondition();
+        for (size_t i = 0; i < count; ++i) step[i] = scaled[i] + size / before * step[i];
     }
-    std::vector<int> exponents(count);
-    for (int i = 0; i < count; ++i) exponents[i] = int(std::lround(std::clamp(u[i], -500.0, 500.0)));
-    return exponents;
+    for (size_t i = 0; i < count; ++i) exponents_[i] = int(std::lround(std::clamp(u[i], -largest, largest)));
+}
+
+void NaturalUnits::connect(const std::vector<Meeting>& meetings) {
+    std::iota(part_.begin(), part_.end(), 0);
+    const auto find = [&](int i) {
+        while (part_[i] != i) i = part_[i] = part_[part_[i]];
+        return i;
+    };
+    for (const Meeting& m : meetings) part_[find(m.a)] = find(m.b);
+    for (int& part : part_) part = find(part);
+    for (const Meeting& m : meetings)
+        if (std::max(m.a, m.b) < variables_) curved_[part_[m.a]] = true;
+}
+
+std::vector<int> NaturalUnits::exponents(const double* q) const {
+    std::vector<int> found = exponents_, count(found.size()), sum(found.size());
+    int of_curved = 0, curved = 0, of_all = 0, all = 0;
+    for (int j = 0; j < variables_; ++j) {
+        if (!is_entry(q[j])) continue;
+        const int part = part_[j], cost = std::ilogb(q[j]) + found[j];
+        ++count[part], sum[part] += cost, ++all, of_all += cost;
+        if (curved_[part]) ++curved, of_curved += cost;
+    }
+    const auto mean = [](int sum, int count) { return int(std::floor(double(sum) / count)); };  // (moves with its terms)
+    const int typical = curved ? mean(of_curved, curved) : all ? mean(of_all, all) : 0;
+    for (int i = 0; i < int(found.size()); ++i) {
+        const int part = part_[i];
+        if (curved_[part] || !count[part]) continue;
+        const int more = typical - mean(sum[part], count[part]);
+        found[i] += i < variables_ ? more : -more;
+    }
+    return found;
 }
 
 }  // namespace optlayer

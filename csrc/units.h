@@ -1,13 +1,31 @@
-// Units of variables and rows by the exponents of their entries: Σ (exponent + u_a + u_b)² is least (Curtis and Reid 1972).
-// Problems that differ by powers of two in the units of variables, rows and objective get the same scaled data.
+// Natural units of a problem, by the exponents of its data, whatever units it comes in: problems that differ by powers of two in
+// the units of variables, rows and objective get the same scaled data.
 #pragma once
+#include <cmath>
 #include <vector>
 
 namespace optlayer {
 
+inline bool is_entry(double x) { return x != 0 && std::isfinite(x); }
+
 struct Meeting { int a, b, exponent; };  // of two unknowns (twice the same one on the diagonal of Q) in an entry that is not zero
 
-// Exponents of the units, `count` of them, each rounded.
-std::vector<int> natural_units(int count, const std::vector<Meeting>& meetings);
+class NaturalUnits {
+  public:
+    // Unknowns: the variables, then the rows. Their exponents u make Σ (exponent + u_a + u_b)² least (Curtis and Reid 1972).
+    NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings);
+    // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others.
+    std::vector<int> exponents(const double* q) const;
+    static constexpr int none = -(1 << 30);
+    int curvature = none;  // the exponent of the largest one, in these units
+
+  private:
+    int variables_;
+    std::vector<int> exponents_, part_;  // part_: an unknown that stands for all that entries connect
+    std::vector<bool> curved_;           // of those
+
+    void fit(const std::vector<Meeting>& meetings);
+    void connect(const std::vector<Meeting>& meetings);
+};
 
 }  // namespace optlayer
