@@ -45,22 +45,21 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
     shared_ = !user.Q.stride && !user.G.stride && !user.A.stride;
     Numbers values(plan.pattern.entries());
     std::optional<NaturalUnits> units;
-    bool far = false;  // an entry of the matrices
+    bool far = false, any = false;
     for (int64_t k = 0; k < user.batch; ++k) {
         const double* q = View<double>(user.q).of(k);
         if (!shared_ || k == 0) {
             plan.gather(user, k, values.data(), 1);
             far = any_far(values.data(), values.size()), units.reset();
         }
-        members_.emplace_back();
-        if (!far && !any_far(q, user.n)) continue;
-        if (!units) units = look(values);
-        members_.back() = natural(*units, q);
+        if (!units && (far || any_far(q, user.n))) units = look(values);
+        members_.push_back(natural(units ? &*units : nullptr, q));
+        any |= members_.back().far;
     }
-    if (std::all_of(members_.begin(), members_.end(), [](const Units& u) { return u.D.empty(); })) members_.clear();
-    if (members_.empty()) return;
-    for (Units& u : members_)
-        if (u.D.empty()) u.D.assign(user.n, 1), u.E.assign(user.p, 1), u.F.assign(user.m, 1);
+    if (!any) {
+        members_.clear();
+        return;
+    }
 
     copy(&Args::Q, plan.user_row.size(), [&](const Units& u, size_t e) { return u.c * u.D[plan.user_row[e]] * u.D[plan.user_col[e]]; });
     const auto copy_rows = [&](Tensor Args::*at, const RowPattern& M, Numbers Units::*unit) {
@@ -91,21 +90,18 @@ NaturalUnits InUnits::look(const Numbers& values) const {
     for (const RowPattern* M : {&plan_.G, &plan_.A})
         for (int i = 0; i < M->rows; ++i, ++row)
             for (int e = M->first[i]; e < M->first[i + 1]; ++e) meet(row, M->col[e]);
-    return NaturalUnits(s.n, s.p + s.m, meetings);
+    return NaturalUnits(s.n, s.p + s.m, meetings, far_unit);
 }
 
-// None where the data's own are near.
-InUnits::Units InUnits::natural(const NaturalUnits& units, const double* q) const {
-    const std::vector<int> exponents = units.exponents(q);
-    if (std::all_of(exponents.begin(), exponents.end(), [](int u) { return std::abs(u) <= far_unit; })) return {};
+InUnits::Units InUnits::natural(const NaturalUnits* units, const double* q) const {
+    const std::vector<int> exponents = units ? units->exponents(q) : std::vector<int>(plan_.pattern.order());
+    const int objective = units && !(user_.smoothing > 0) ? units->objective(q, exponents) : 0;  // (κ is in the user's units)
     Units found;
     auto next = exponents.begin();
     for (const auto& [part, size] : {std::pair{&found.D, user_.n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
         for (int i = 0; i < size; ++i) part->push_back(std::ldexp(1.0, *next++));
-    int top = units.curvature;  // without any, of the costs
-    for (int j = 0; j < user_.n && units.curvature == NaturalUnits::none; ++j)
-        if (is_entry(q[j])) top = std::max(top, std::ilogb(q[j]) + exponents[j]);
-    if (top != NaturalUnits::none && !(user_.smoothing > 0)) found.c = std::ldexp(1.0, -top);  // (κ is in the user's units)
+    found.c = std::ldexp(1.0, objective);
+    found.far = objective || std::any_of(exponents.begin(), exponents.end(), [](int u) { return u != 0; });
     return found;
 }
 

@@ -22,6 +22,7 @@ class InUnits {
     struct Units {  // z = D ẑ; rows of G and A are times E, F, the objective is times c
         Numbers D, E, F;
         double c = 1;
+        bool far = false;  // from the user's
     };
     struct Quantity {  // x̂ = unit^power c^objective x
         Tensor Args::*at;
@@ -32,7 +33,7 @@ class InUnits {
     static const std::vector<Quantity> data, solution, right, derivative;
 
     NaturalUnits look(const Numbers& values) const;
-    Units natural(const NaturalUnits& units, const double* q) const;
+    Units natural(const NaturalUnits* units, const double* q) const;
     template <class F> void copy(Tensor Args::*at, size_t size, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;

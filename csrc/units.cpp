@@ -5,11 +5,13 @@
 
 namespace optlayer {
 
-NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings)
-    : variables_(variables), exponents_(variables + rows), part_(variables + rows), curved_(variables + rows) {
+NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near)
+    : variables_(variables), near_(near), exponents_(variables + rows), part_(variables + rows), curved_(variables + rows) {
     fit(meetings), connect(meetings);
+    const bool far = std::any_of(exponents_.begin(), exponents_.end(), [&](int u) { return std::abs(u) > near; });
+    if (!far) std::fill(exponents_.begin(), exponents_.end(), 0);
     for (const Meeting& m : meetings)
-        if (std::max(m.a, m.b) < variables) curvature = std::max(curvature, m.exponent + exponents_[m.a] + exponents_[m.b]);
+        if (std::max(m.a, m.b) < variables) curvature_ = std::max(curvature_, far ? m.exponent + exponents_[m.a] + exponents_[m.b] : 0);
 }
 
 // Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
@@ -69,9 +71,17 @@ std::vector<int> NaturalUnits::exponents(const double* q) const {
         const int part = part_[i];
         if (curved_[part] || !count[part]) continue;
         const int more = typical - mean(sum[part], count[part]);
-        found[i] += i < variables_ ? more : -more;
+        if (std::abs(more) > near_) found[i] += i < variables_ ? more : -more;
     }
     return found;
+}
+
+int NaturalUnits::objective(const double* q, const std::vector<int>& found) const {
+    if (curvature_ != none) return -curvature_;
+    int top = none;
+    for (int j = 0; j < variables_; ++j)
+        if (is_entry(q[j])) top = std::max(top, std::ilogb(q[j]) + found[j]);
+    return top == none || std::abs(top) <= near_ ? 0 : -top;
 }
 
 }  // namespace optlayer

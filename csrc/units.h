@@ -12,15 +12,18 @@ struct Meeting { int a, b, exponent; };  // of two unknowns (twice the same one 
 
 class NaturalUnits {
   public:
-    // Unknowns: the variables, then the rows. Their exponents u make Σ (exponent + u_a + u_b)² least (Curtis and Reid 1972).
-    NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings);
-    // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others.
+    // Unknowns: the variables, then the rows. Their exponents u make Σ (exponent + u_a + u_b)² least (Curtis and Reid 1972); where
+    // none is larger than `near`, they are zero.
+    NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near = 0);
+    // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others, or are
+    // left as they are where these are near.
     std::vector<int> exponents(const double* q) const;
-    static constexpr int none = -(1 << 30);
-    int curvature = none;  // the exponent of the largest one, in these units
+    // And of the objective, in the units found: its largest curvature is near 1, or without any its largest cost.
+    int objective(const double* q, const std::vector<int>& found) const;
 
   private:
-    int variables_;
+    static constexpr int none = -(1 << 30);
+    int variables_, near_, curvature_ = none;  // the exponent of the largest one
     std::vector<int> exponents_, part_;  // part_: an unknown that stands for all that entries connect
     std::vector<bool> curved_;           // of those
 
