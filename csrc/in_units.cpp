@@ -61,10 +61,11 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
         return;
     }
 
-    copy(&Args::Q, plan.user_row.size(), [&](const Units& u, size_t e) { return u.c * u.D[plan.user_row[e]] * u.D[plan.user_col[e]]; });
+    const int64_t count = shared_ ? 1 : user.batch;  // (members that share matrices scale them alike)
+    copy(&Args::Q, plan.user_row.size(), count, [&](const Units& u, size_t e) { return u.c * u.D[plan.user_row[e]] * u.D[plan.user_col[e]]; });
     const auto copy_rows = [&](Tensor Args::*at, const RowPattern& M, Numbers Units::*unit) {
         int row = 0;
-        copy(at, M.entries(), [&, row](const Units& u, size_t e) mutable {
+        copy(at, M.entries(), count, [&, row](const Units& u, size_t e) mutable {
             if (e == 0) row = 0;
             while (M.first[row + 1] <= int(e)) ++row;
             return (u.*unit)[row] * u.D[M.col[e]];
@@ -105,10 +106,9 @@ InUnits::Units InUnits::natural(const NaturalUnits* units, const double* q) cons
     return found;
 }
 
-template <class F> void InUnits::copy(Tensor Args::*at, size_t size, F&& factor) {
+template <class F> void InUnits::copy(Tensor Args::*at, size_t size, int64_t count, F&& factor) {
     const View<const double> from(user_.*at);
     if (!from || !size) return;
-    const int64_t count = shared_ && !from.stride ? 1 : user_.batch;
     Numbers& to = copies_.emplace_back(size * size_t(count));
     for (int64_t k = 0; k < count; ++k)
         for (size_t i = 0; i < size; ++i) to[size_t(k) * size + i] = from.of(k)[i] * factor(members_[k], i);
@@ -116,7 +116,7 @@ template <class F> void InUnits::copy(Tensor Args::*at, size_t size, F&& factor)
 }
 void InUnits::copy(const std::vector<Quantity>& quantities) {
     for (const Quantity& x : quantities)
-        copy(x.at, (members_[0].*x.unit).size(), [&](const Units& u, size_t i) { return x.factor(u, i); });
+        copy(x.at, (members_[0].*x.unit).size(), user_.batch, [&](const Units& u, size_t i) { return x.factor(u, i); });
 }
 
 void InUnits::scale_in_place(const std::vector<Quantity>& quantities, bool into) const {

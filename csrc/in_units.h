@@ -34,7 +34,7 @@ class InUnits {
 
     NaturalUnits look(const Numbers& values) const;
     Units natural(const NaturalUnits* units, const double* q) const;
-    template <class F> void copy(Tensor Args::*at, size_t size, F&& factor);
+    template <class F> void copy(Tensor Args::*at, size_t size, int64_t count, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;
 

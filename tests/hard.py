@@ -76,14 +76,17 @@ def planted(
     return Hard(data | {"q": -force}, z=z, **known)
 
 
-def in_units(case: Hard, variables: np.ndarray, rows: np.ndarray | float = 1.0, cost: float = 1.0) -> Hard:
-    """The same problem with z = variables·ẑ, inequalities and objective multiplied."""
+def in_units(
+    case: Hard, variables: np.ndarray, rows: np.ndarray | float = 1.0, cost: float = 1.0,
+    equalities: np.ndarray | float = 1.0,
+) -> Hard:  # fmt: skip
+    """The same problem with z = variables·ẑ, inequalities, equalities and objective multiplied."""
     D, d = variables, dict(case.data)
     d["Q"], d["q"] = cost * d["Q"] / D / D[:, None], cost * d["q"] / D
     if "G" in d:
         d["G"], d["h"] = (d["G"].T * rows).T / D, rows * d["h"]
     if "A" in d:
-        d["A"] = d["A"] / D
+        d["A"], d["b"] = (d["A"].T * equalities).T / D, equalities * d["b"]
     d |= {name: D * d[name] for name in ("lb", "ub") if name in d}
     z = None if case.z is None else D * case.z
     return Hard(d, case.verdict, z, case.unique, case.digits, D * (1 if case.unit is None else case.unit))
@@ -91,6 +94,13 @@ def in_units(case: Hard, variables: np.ndarray, rows: np.ndarray | float = 1.0, 
 
 def powers(r: Generator, size: int, largest: int, base: float = 2.0) -> np.ndarray:
     return base ** r.integers(-largest, largest + 1, size)
+
+
+def in_any_units(r: Generator, case: Hard, largest: int) -> Hard:
+    """All units powers of two, up to 2^±largest."""
+    n, p, m = (len(case.data.get(name, ())) for name in ("q", "h", "b"))
+    D, E, F = (powers(r, size, largest) for size in (n, p, m))
+    return in_units(case, D, E, float(powers(r, 1, largest)[0]), F)
 
 
 # --- units, wide data -----------------------------------------------------------------------------------------------

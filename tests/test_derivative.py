@@ -448,8 +448,8 @@ def gradients_in_units(data: dict[str, Tensor], seed: int, largest: int, backend
 @pytest.mark.parametrize("largest", [20, 40])
 @pytest.mark.parametrize("parts", ["", "l", "G", "A", "lu", "GAlu"])
 def test_units_decide_no_gradient(parts: str, largest: int, form: str) -> None:
-    if form == "sparse" and (largest == 40 or "cpu" not in BACKENDS):
-        pytest.skip("its R is in the way")
+    if form == "sparse" and "cpu" not in BACKENDS:
+        pytest.skip("the core is not compiled")
     data = draw(parts=parts)
     right = gradients_in_units(data, 0, 0, form)
     for seed in range(10):
