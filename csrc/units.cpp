@@ -1,17 +1,28 @@
 #include "units.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
 
 namespace optlayer {
+
+namespace {
+
+int mean(int64_t sum, int count) { return int(std::floor(double(sum) / count)); }  // (moves with its terms)
+
+}  // namespace
 
 NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near)
     : variables_(variables), near_(near), exponents_(variables + rows), part_(variables + rows), curved_(variables + rows) {
     fit(meetings), connect(meetings);
     const bool far = std::any_of(exponents_.begin(), exponents_.end(), [&](int u) { return std::abs(u) > near; });
     if (!far) std::fill(exponents_.begin(), exponents_.end(), 0);
+    else near_ = 0;  // (what is scaled at all is scaled whole)
+    int64_t sum = 0;
+    int count = 0;
     for (const Meeting& m : meetings)
-        if (std::max(m.a, m.b) < variables) curvature_ = std::max(curvature_, far ? m.exponent + exponents_[m.a] + exponents_[m.b] : 0);
+        if (std::max(m.a, m.b) < variables) ++count, sum += m.exponent + exponents_[m.a] + exponents_[m.b];
+    if (count) curvature_ = far ? mean(sum, count) : 0;
 }
 
 // Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
@@ -57,15 +68,16 @@ void NaturalUnits::connect(const std::vector<Meeting>& meetings) {
 }
 
 std::vector<int> NaturalUnits::exponents(const double* q) const {
-    std::vector<int> found = exponents_, count(found.size()), sum(found.size());
-    int of_curved = 0, curved = 0, of_all = 0, all = 0;
+    std::vector<int> found = exponents_, count(found.size());
+    std::vector<int64_t> sum(found.size());
+    int64_t of_curved = 0, of_all = 0;
+    int curved = 0, all = 0;
     for (int j = 0; j < variables_; ++j) {
         if (!is_entry(q[j])) continue;
         const int part = part_[j], cost = std::ilogb(q[j]) + found[j];
         ++count[part], sum[part] += cost, ++all, of_all += cost;
         if (curved_[part]) ++curved, of_curved += cost;
     }
-    const auto mean = [](int sum, int count) { return int(std::floor(double(sum) / count)); };  // (moves with its terms)
     const int typical = curved ? mean(of_curved, curved) : all ? mean(of_all, all) : 0;
     for (int i = 0; i < int(found.size()); ++i) {
         const int part = part_[i];
@@ -78,10 +90,12 @@ std::vector<int> NaturalUnits::exponents(const double* q) const {
 
 int NaturalUnits::objective(const double* q, const std::vector<int>& found) const {
     if (curvature_ != none) return -curvature_;
-    int top = none;
+    int64_t sum = 0;
+    int count = 0;
     for (int j = 0; j < variables_; ++j)
-        if (is_entry(q[j])) top = std::max(top, std::ilogb(q[j]) + found[j]);
-    return top == none || std::abs(top) <= near_ ? 0 : -top;
+        if (is_entry(q[j])) ++count, sum += std::ilogb(q[j]) + found[j];
+    const int cost = count ? mean(sum, count) : 0;
+    return std::abs(cost) <= near_ ? 0 : -cost;
 }
 
 }  // namespace optlayer

@@ -18,12 +18,12 @@ class NaturalUnits {
     // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others, or are
     // left as they are where these are near.
     std::vector<int> exponents(const double* q) const;
-    // And of the objective, in the units found: its largest curvature is near 1, or without any its largest cost.
+    // And of the objective, in the units found: its typical curvature is 1, or without any its typical cost.
     int objective(const double* q, const std::vector<int>& found) const;
 
   private:
     static constexpr int none = -(1 << 30);
-    int variables_, near_, curvature_ = none;  // the exponent of the largest one
+    int variables_, near_, curvature_ = none;  // the exponent of a typical one
     std::vector<int> exponents_, part_;  // part_: an unknown that stands for all that entries connect
     std::vector<bool> curved_;           // of those
 
