@@ -46,17 +46,14 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
     }
 
     // R, from the sizes that Ruiz's equilibration of the KKT matrix gives each variable and row: so units do not matter. That
-    // leaves a choice. Where curvatures are too far apart for R, or asked for, it starts with each variable's own.
+    // leaves a choice; by_curvature: it starts with each variable's own.
     void equilibrate(bool by_curvature = false) {
         const SparsePattern& s = *a.pattern;
         const int n = a.n, p = a.p, m = a.m;
         V* size = diagonal;  // 1 / scale², in the user's order
-        const V far = V(T(S::infinity)), top = t.max(n, V(T(0)), [&](int j) { return a.curvature(j); });
-        const V least = t.min(n, far, [&](int j) { return select(a.curvature(j) > V(T(0)), a.curvature(j), far); });
-        const auto own = by_curvature ? mask_of<V>(true) : least < V(T(S::uneven)) * top;
         t.each(s.order(), [&](int i) {
-            const V curvature = i < n ? a.curvature(i) : V(T(0));
-            size[i] = select(own & (curvature > V(T(0))), curvature, V(T(1)));
+            const V curvature = by_curvature && i < n ? a.curvature(i) : V(T(0));
+            size[i] = select(curvature > V(T(0)), curvature, V(T(1)));
         });
         V* most = solution;
         for (int round = 0; round < 4; ++round) {  // the first of these for the rows alone
@@ -74,7 +71,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
                 for (int e = s.A.first[i]; e < s.A.first[i + 1]; ++e) meet(n + p + i, s.A.col[e], V(a.A[e]));
             t.each(s.order(), [&](int i) {
                 V by = sqrt(most[i]);
-                if (!round) by = select(own, i < n ? V(T(1)) : most[i], by);
+                if (!round && by_curvature) by = i < n ? V(T(1)) : most[i];
                 size[i] = size[i] * select(most[i] > V(T(0)), by, V(T(1)));
             });
         }

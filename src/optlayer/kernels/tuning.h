@@ -54,7 +54,6 @@ template <> struct Tuning<double> {
     // R of a derivative that this one leaves too far from the truth: LDLᵀ without pivoting loses digits as 1/R². Of float32's
     // data so large that curvature which may be their rounding, `least_curvature` of the first R, is a tenth of it. [benchmarks/sparse.py, tests/test_derivative.py]
     static constexpr double firm = 1e-7, firm_rounded = 1e-5, least_curvature = 100;
-    static constexpr double uneven = 1e-10;          // ratio of curvatures below which R starts from them [maros, tests/test_derivative.py]
     // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
     // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
     static constexpr double weak_regularisation = 1e-13, late = 0.1;
