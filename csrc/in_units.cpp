@@ -30,7 +30,7 @@ double InUnits::Quantity::factor(const Units& of, size_t i) const {
 
 namespace {
 
-constexpr double far_value = double(1 << far_unit);
+constexpr double far_value = double(1 << far_entry);
 
 bool is_far(double x) { return std::abs(x) > far_value || (std::abs(x) < 1 / far_value && x != 0); }
 bool any_far(const double* x, size_t count) {

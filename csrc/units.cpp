@@ -27,8 +27,8 @@ NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& 
 
 // Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
 void NaturalUnits::fit(const std::vector<Meeting>& meetings) {
-    constexpr int most = 100;        // steps
-    constexpr double close = 1e-9;   // of the right-hand side: far below the half that decides a rounding
+    constexpr int most = 50;         // steps: so few that they cost no more than a factorisation or two
+    constexpr double close = 1e-6;   // of the right-hand side: far below the half that decides a rounding
     constexpr double largest = 500;  // so that products of three stay numbers
     const size_t count = exponents_.size();
     std::vector<double> u(count), left(count), scaled(count), step(count), image(count), weight(count);
