@@ -180,12 +180,13 @@ def test_units_decide_nothing(name: str, largest: int, form: str) -> None:
         solution = core(moved.data, form)
         assert Status(int(solution.status)) == case.verdict, seed
         if case.z is not None and moved.z is not None and case.unique:
-            assert error(solution.z.numpy(), moved.z, moved.unit * max(1, np.abs(case.z).max())) <= 10 * case.digits, seed
+            unit = moved.unit * max(1, np.abs(case.z).max())
+            assert error(solution.z.numpy(), moved.z, unit) <= 10 * case.digits, seed
 
 
 @pytest.mark.parametrize(("seed", "member"), [(96000820, 29), (96000872, 14)])
 def test_rounding_is_no_proof(seed: int, member: int) -> None:
-    """Of the fuzzer: a ray that falls by what rounding has made of q; rows in units in which some columns are nothing."""
+    """A ray that falls by what rounding has made of q; a proof whose columns are nothing beside another one."""
     drawn = fuzz.draw(seed)
     assert fuzz.judge(drawn, solve(**drawn.arguments(), backend="cpu", check=False), member) == "right"
 
@@ -208,11 +209,13 @@ def test_a_sparse_member_has_units_of_its_own(shared: bool) -> None:
 
 def test_a_row_of_zeros_has_no_multiplier() -> None:
     """In whatever units; its slack is its side."""
+    one = torch.ones(1, 1, dtype=torch.float64)
     for unit in (1.0, 2.0**-20, 2.0**-40):
         G, h = torch.zeros(3, 2, 1, dtype=torch.float64), torch.tensor([0.15, 0.3], dtype=torch.float64) * unit
         G[:, 1] = 1 / unit
-        solution = solve(torch.zeros(1, 1, dtype=torch.float64), -torch.ones(3, 1, dtype=torch.float64) / unit, G, h, backend="cpu")
-        assert (solution.lam[:, 0] == 0).all() and (solution.s[:, 0] == h[0]).all()
+        solution = solve(0 * one, -one.expand(3, 1) / unit, G, h, backend="cpu")
+        assert (solution.lam[:, 0] == 0).all()
+        assert (solution.s[:, 0] == h[0]).all()
 
 
 @pytest.mark.parametrize("box", [False, True])
