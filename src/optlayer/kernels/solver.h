@@ -566,18 +566,21 @@ struct Group {
             return now;
         };
         // A row's residual beside its own terms, to which belongs by how much the change of its multiplier, relative, would move
-        // it: of a vertex, where v_z is zero, no others are left.
+        // it: of a vertex, where v_z is zero, no others are left. In units of the rows the largest of both are compared.
         auto misses_of_rows = [&] {
             load(out.z, g.z, n);
             if (m) load(out.nu, g.nu, m);
-            const auto share = [](V miss, V right, V of_v, V of_z, V v, V multiplier) {
-                const V moved = select(multiplier != V(0), of_z * abs(v / multiplier), V(0));
-                return Judge::relative(abs(miss), abs(right) + of_v + moved);
+            V worst = V(0), largest = V(0);
+            const auto look = [&](const Part& part, int e, V of_v, V of_z, V multiplier) {
+                const V moved = select(multiplier != V(0), of_z * abs(part.v[e] / multiplier), V(0));
+                const V miss = abs(part.left[e]), terms = abs(part.rhs[e]) + of_v + moved;
+                if constexpr (System::proximal) worst = max(worst, miss * part.unit[e]), largest = max(largest, terms * part.unit[e]);
+                else worst = max(worst, Judge::relative(miss, terms));
             };
-            V worst = t.max(m, V(0), [&](int i) { return share(gnu[i], rnu[i], a.A_size(i, vz), a.A_size(i, out.z), vnu[i], out.nu[i]); });
-            x.each(t, [&](int k, int i, V) { worst = max(worst, share(rho[k], rk[k], a.row_size(i, vz), a.row_size(i, out.z), vk[k], lam[k])); });
-            t.largest(worst);
-            return worst;
+            t.each(m, [&](int i) { look(of_nu, i, a.A_size(i, vz), a.A_size(i, out.z), out.nu[i]); });
+            x.each(t, [&](int k, int i, V) { look(of_k, k, a.row_size(i, vz), a.row_size(i, out.z), lam[k]); });
+            t.largest(worst), t.largest(largest);
+            return System::proximal ? Judge::relative(worst, largest) : worst;
         };
         const V far = V(T(Tuning<T>::infinity)), half = V(T(0.5));
         V left = far, change = far;  // the residual before the last round; how far that has moved it
