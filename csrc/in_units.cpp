@@ -52,14 +52,18 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
             plan.gather(user, k, values.data(), 1);
             far = any_far(values.data(), values.size()), units.reset();
         }
-        if (!units && (far || any_far(q, user.n))) units = look(values);
-        members_.push_back(natural(units ? &*units : nullptr, q));
+        members_.emplace_back();
+        if (!far && !any_far(q, user.n)) continue;
+        if (!units) units = look(values, far);
+        members_.back() = natural(*units, q);
         any |= members_.back().far;
     }
     if (!any) {
         members_.clear();
         return;
     }
+    for (Units& u : members_)
+        if (u.D.empty()) u.D.assign(user.n, 1), u.E.assign(user.p, 1), u.F.assign(user.m, 1);
 
     const int64_t count = shared_ ? 1 : user.batch;  // (members that share matrices scale them alike)
     copy(&Args::Q, plan.user_row.size(), count, [&](const Units& u, size_t e) { return u.c * u.D[plan.user_row[e]] * u.D[plan.user_col[e]]; });
@@ -77,7 +81,7 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
     else if (user.given) scale_in_place(solution, true);
 }
 
-NaturalUnits InUnits::look(const Numbers& values) const {
+NaturalUnits InUnits::look(const Numbers& values, bool far) const {
     const SparsePattern& s = plan_.pattern;
     std::vector<Meeting> meetings;
     auto value = values.begin();
@@ -91,12 +95,12 @@ NaturalUnits InUnits::look(const Numbers& values) const {
     for (const RowPattern* M : {&plan_.G, &plan_.A})
         for (int i = 0; i < M->rows; ++i, ++row)
             for (int e = M->first[i]; e < M->first[i + 1]; ++e) meet(row, M->col[e]);
-    return NaturalUnits(s.n, s.p + s.m, meetings, far_unit);
+    return NaturalUnits(s.n, s.p + s.m, meetings, far_unit, far);
 }
 
-InUnits::Units InUnits::natural(const NaturalUnits* units, const double* q) const {
-    const std::vector<int> exponents = units ? units->exponents(q) : std::vector<int>(plan_.pattern.order());
-    const int objective = units && !(user_.smoothing > 0) ? units->objective(q, exponents) : 0;  // (κ is in the user's units)
+InUnits::Units InUnits::natural(const NaturalUnits& units, const double* q) const {
+    const std::vector<int> exponents = units.exponents(q);
+    const int objective = user_.smoothing > 0 ? 0 : units.objective(q, exponents);  // (κ is in the user's units)
     Units found;
     auto next = exponents.begin();
     for (const auto& [part, size] : {std::pair{&found.D, user_.n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
@@ -135,7 +139,7 @@ void InUnits::scale_in_place(const std::vector<Quantity>& quantities, bool into)
 
 void InUnits::finish() {
     if (members_.empty()) return;
-    user_.factor = scaled_.factor, user_.lanes = scaled_.lanes, user_.method = scaled_.method;
+    user_.lanes = scaled_.lanes, user_.method = scaled_.method;
     scale_in_place(solving_ ? solution : derivative, false);
     if (!solving_) return;
     SparseData<double, double> a{};

@@ -14,6 +14,7 @@ class InUnits {
   public:
     // `solving`: a solve; else a derivative, whose call has a solution and right-hand sides as well.
     InUnits(const SparsePlan& plan, Args& user, bool solving);
+    ~InUnits() { user_.factor = args().factor; }  // (which there is after Ctrl-C, too)
     Args& args() { return members_.empty() ? user_ : scaled_; }
     void finish();  // what the call has found goes to the user, in the user's units
 
@@ -32,8 +33,8 @@ class InUnits {
     };
     static const std::vector<Quantity> data, solution, right, derivative;
 
-    NaturalUnits look(const Numbers& values) const;
-    Units natural(const NaturalUnits* units, const double* q) const;
+    NaturalUnits look(const Numbers& values, bool far) const;
+    Units natural(const NaturalUnits& units, const double* q) const;
     template <class F> void copy(Tensor Args::*at, size_t size, int64_t count, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;

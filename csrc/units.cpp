@@ -12,10 +12,11 @@ int mean(int64_t sum, int count) { return int(std::floor(double(sum) / count)); 
 
 }  // namespace
 
-NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near)
+NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near, bool far)
     : variables_(variables), near_(near), exponents_(variables + rows), part_(variables + rows), curved_(variables + rows) {
-    fit(meetings), connect(meetings);
-    const bool far = std::any_of(exponents_.begin(), exponents_.end(), [&](int u) { return std::abs(u) > near; });
+    connect(meetings);
+    if (far) fit(meetings);
+    far = std::any_of(exponents_.begin(), exponents_.end(), [&](int u) { return std::abs(u) > near; });
     if (!far) std::fill(exponents_.begin(), exponents_.end(), 0);
     else near_ = 0;  // (what is scaled at all is scaled whole)
     int64_t sum = 0;

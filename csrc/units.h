@@ -13,8 +13,8 @@ struct Meeting { int a, b, exponent; };  // of two unknowns (twice the same one 
 class NaturalUnits {
   public:
     // Unknowns: the variables, then the rows. Their exponents u make Σ (exponent + u_a + u_b)² least (Curtis and Reid 1972); where
-    // none is larger than `near`, they are zero.
-    NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near = 0);
+    // none is larger than `near`, or that is known (not `far`), they are zero.
+    NaturalUnits(int variables, int rows, const std::vector<Meeting>& meetings, int near = 0, bool far = true);
     // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others, or are
     // left as they are where these are near.
     std::vector<int> exponents(const double* q) const;
