@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "kernels/solver.h"
@@ -30,13 +31,15 @@ double InUnits::Quantity::factor(const Units& of, size_t i) const {
 
 namespace {
 
-constexpr double far_value = double(1 << far_entry);
-
-bool is_far(double x) { return std::abs(x) > far_value || (std::abs(x) < 1 / far_value && x != 0); }
+// Whether entries are far from one, or from each other.
 bool any_far(const double* x, size_t count) {
-    bool far = false;
-    for (size_t i = 0; i < count; ++i) far |= is_far(x[i]);
-    return far;
+    double least = std::numeric_limits<double>::max(), most = 0;
+    for (size_t i = 0; i < count; ++i) {
+        const double size = std::abs(x[i]);
+        least = size > 0 && size < least ? size : least, most = size > most ? size : most;
+    }
+    constexpr double far = double(1 << far_entry), apart = double(int64_t(1) << far_apart);
+    return most > 0 && (most > far || least < 1 / far || most > apart * least);
 }
 
 }  // namespace

@@ -16,9 +16,9 @@ constexpr int most_by_pattern = 500;
 // Ratio of two variables' curvatures below which it is their units that stop the active set of the first rung. [families]
 constexpr double even_units = 1e-8;
 
-// Exponents of natural units (csrc/units.h) up to which the sparse engine works in the user's; and of entries and costs up to
-// which it does not look for them. [maros, benchmarks/sparse.py, tests/test_cliffs.py]
-constexpr int far_unit = 18, far_entry = 24;
+// Exponents of natural units (csrc/units.h) up to which the sparse engine works in the user's; of entries and costs, and of their
+// ratios, up to which it does not look for them. [maros, benchmarks/sparse.py, tests/test_derivative.py]
+constexpr int far_unit = 18, far_entry = 24, far_apart = 36;
 
 // Rows of a sparse panel that are quicker one by one than in a part of a register: what was just written piece by piece waits
 // for the memory when it is read as a whole. [benchmarks/sparse.py]
