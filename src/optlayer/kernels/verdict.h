@@ -159,8 +159,10 @@ struct Verdict {
     }
 
     // Farkas' proof that nothing is feasible, in the lanes of `which`:  C'y + A'nu = 0,  h'lam + b'nu < 0,  lam the parts of
-    // y on the sides they press against. Where it is exact to `tol`, and the terms of its value are at most `most` times as
-    // large, so that it is not rounding, it goes into `out`, scaled to the value -1. Returns those lanes.
+    // y on the sides they press against. Each column is judged beside its own terms; what is left of it a bound of the variable
+    // takes over where there is one, exactly, and counts in the value. Where the rest is exact to `tol`, and the terms of the
+    // value are at most `most` times as large, so that it is not rounding, it goes into `out`, scaled to the value -1. Returns
+    // those lanes.
     template <class M>
     OPTLAYER_CALL M prove(M which, const V* y, const V* nu, T tol, T most) {
         t.each(a.n, [&](int j) { gd[j] = V(0); });
@@ -170,18 +172,20 @@ struct Verdict {
         t.each(a.n, [&](int j) { size = larger(size, V(a.unit(j)) * column(j, y, nu)); });
         t.largest(size);
         V off = V(0);
-        t.each(a.n, [&](int j) {  // from here on gd is what the variable's own bounds take over
+        t.each(a.n, [&](int j) {  // from here on gd is what the variable's bounds take over
             const V left = gd[j], terms = column(j, y, nu), hidden = in_rows.usual * size / V(a.unit(j));
             const V share_left = share(equilibrated ? larger(abs(left) - hidden, V(0)) : abs(left), terms);
             gd[j] = V(0);
             if (a.bounds) {
                 const V carried = y[a.p + j] - left;
-                const auto lower = x.lower ? x.on[x.first_lower() + j] > V(0) : carried > carried;
-                const auto upper = x.upper ? x.on[x.first_upper() + j] > V(0) : carried > carried;
+                const auto lower = x.lower ? x.on[x.first_lower() + j] > V(0) : mask_of<V>(false);
+                const auto upper = x.upper ? x.on[x.first_upper() + j] > V(0) : mask_of<V>(false);
                 const auto carries = (share_left > V(tol)) & ((lower & (carried <= V(0))) | (upper & (carried >= V(0))));
                 gd[j] = select(carries, left, V(0));
                 off = larger(off, select(carries, V(0), share_left));
-            } else off = larger(off, share_left);
+            } else {
+                off = larger(off, share_left);
+            }
         });
         t.largest(off);
         const auto pressing = [&](int i, V sg) { return max(sg * (i < a.p ? y[i] : y[i] - gd[i - a.p]), V(0)); };
