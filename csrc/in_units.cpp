@@ -58,7 +58,7 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
         members_.emplace_back();
         if (!far && !any_far(q, user.n)) continue;
         if (!units) units = look(values, far);
-        members_.back() = natural(*units, q);
+        members_.back() = natural(*units, k);
         any |= members_.back().far;
     }
     if (!any) {
@@ -101,8 +101,19 @@ NaturalUnits InUnits::look(const Numbers& values, bool far) const {
     return NaturalUnits(s.n, s.p + s.m, meetings, far_unit, far);
 }
 
-InUnits::Units InUnits::natural(const NaturalUnits& units, const double* q) const {
-    const std::vector<int> exponents = units.exponents(q);
+InUnits::Units InUnits::natural(const NaturalUnits& units, int64_t k) const {
+    const double* q = View<double>(user_.q).of(k);
+    std::vector<int> exponents = units.exponents(q), sides;
+    const auto take = [&](const Tensor& x, int count, int first, int sign, const RowPattern* rows = nullptr) {
+        const View<const double> of(x);
+        for (int i = 0; of && i < count; ++i)
+            if (is_entry(of.of(k)[i]) && !(rows && rows->first[i] == rows->first[i + 1])) sides.push_back(std::ilogb(of.of(k)[i]) + sign * exponents[first + i]);
+    };
+    if (units.flat()) {
+        take(user_.lb, user_.n, 0, -1), take(user_.ub, user_.n, 0, -1), take(user_.b, user_.m, user_.n + user_.p, 1, &plan_.A);
+        take(user_.h, user_.p, user_.n, 1, &plan_.G), take(user_.h_lower, user_.p, user_.n, 1, &plan_.G);
+        units.scale_to(sides, exponents);
+    }
     const int objective = user_.smoothing > 0 ? 0 : units.objective(q, exponents);  // (κ is in the user's units)
     Units found;
     auto next = exponents.begin();

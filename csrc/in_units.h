@@ -34,7 +34,7 @@ class InUnits {
     static const std::vector<Quantity> data, solution, right, derivative;
 
     NaturalUnits look(const Numbers& values, bool far) const;
-    Units natural(const NaturalUnits& units, const double* q) const;
+    Units natural(const NaturalUnits& units, int64_t member) const;
     template <class F> void copy(Tensor Args::*at, size_t size, int64_t count, F&& factor);
     void copy(const std::vector<Quantity>& quantities);
     void scale_in_place(const std::vector<Quantity>& quantities, bool into) const;

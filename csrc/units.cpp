@@ -89,6 +89,15 @@ std::vector<int> NaturalUnits::exponents(const double* q) const {
     return found;
 }
 
+void NaturalUnits::scale_to(const std::vector<int>& sides, std::vector<int>& found) const {
+    if (sides.empty()) return;
+    std::vector<int> sorted = sides;
+    const auto middle = sorted.begin() + sorted.size() / 2;  // (a side that is far off may be none)
+    std::nth_element(sorted.begin(), middle, sorted.end());
+    if (std::abs(*middle) <= near_) return;
+    for (int i = 0; i < int(found.size()); ++i) found[i] += i < variables_ ? *middle : -*middle;
+}
+
 int NaturalUnits::objective(const double* q, const std::vector<int>& found) const {
     if (curvature_ != none) return -curvature_;
     int64_t sum = 0;

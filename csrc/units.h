@@ -18,6 +18,9 @@ class NaturalUnits {
     // That leaves a choice, of each part of the problem that no curvature holds: its costs are like those of the others, or are
     // left as they are where these are near.
     std::vector<int> exponents(const double* q) const;
+    // Where there is no curvature, the scale of all variables stays open: the sides, in the units found, are then of size one.
+    void scale_to(const std::vector<int>& sides, std::vector<int>& found) const;
+    bool flat() const { return curvature_ == none; }
     // And of the objective, in the units found: its typical curvature is 1, or without any its typical cost.
     int objective(const double* q, const std::vector<int>& found) const;
 
