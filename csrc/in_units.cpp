@@ -31,40 +31,41 @@ double InUnits::Quantity::factor(const Units& of, size_t i) const {
 
 namespace {
 
-// Whether entries are far from one, or from each other.
-bool any_far(const double* x, size_t count) {
+struct Sizes {  // of entries
     double least = std::numeric_limits<double>::max(), most = 0;
-    for (size_t i = 0; i < count; ++i) {
-        const double size = std::abs(x[i]);
-        least = size > 0 && size < least ? size : least, most = size > most ? size : most;
+    Sizes& with(const Tensor& x, int64_t member, size_t count) {
+        const double* v = View<const double>(x).of(member);
+        for (size_t i = 0; i < count; ++i) {
+            const double size = std::abs(v[i]);
+            least = size > 0 && size < least ? size : least, most = size > most ? size : most;
+        }
+        return *this;
     }
-    constexpr double far = double(1 << far_entry), apart = double(int64_t(1) << far_apart);
-    return most > 0 && (most > far || least < 1 / far || most > apart * least);
-}
+    // From one, or from each other.
+    bool far() const {
+        constexpr double far = double(1 << far_entry), apart = double(int64_t(1) << far_apart);
+        return most > 0 && (most > far || least < 1 / far || most > apart * least);
+    }
+};
 
 }  // namespace
 
 InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan), user_(user), scaled_(user), solving_(solving) {
     shared_ = !user.Q.stride && !user.G.stride && !user.A.stride;
-    Numbers values(plan.pattern.entries());
     std::optional<NaturalUnits> units;
-    bool far = false, any = false;
+    bool far = false;  // of the matrices that were looked at last
     for (int64_t k = 0; k < user.batch; ++k) {
-        const double* q = View<double>(user.q).of(k);
         if (!shared_ || k == 0) {
-            plan.gather(user, k, values.data(), 1);
-            far = any_far(values.data(), values.size()), units.reset();
+            far = Sizes().with(user.Q, k, plan.user_row.size()).with(user.G, k, plan.G.entries()).with(user.A, k, plan.A.entries()).far();
+            units.reset();
         }
         members_.emplace_back();
-        if (!far && !any_far(q, user.n)) continue;
-        if (!units) units = look(values, far);
+        if (!far && !Sizes().with(user.q, k, user.n).far()) continue;
+        if (!units) units = look(k, far);
         members_.back() = natural(*units, k);
-        any |= members_.back().far;
     }
-    if (!any) {
-        members_.clear();
-        return;
-    }
+    if (std::all_of(members_.begin(), members_.end(), [](const Units& u) { return u.D.empty(); })) members_.clear();
+    if (members_.empty()) return;
     for (Units& u : members_)
         if (u.D.empty()) u.D.assign(user.n, 1), u.E.assign(user.p, 1), u.F.assign(user.m, 1);
 
@@ -84,8 +85,10 @@ InUnits::InUnits(const SparsePlan& plan, Args& user, bool solving) : plan_(plan)
     else if (user.given) scale_in_place(solution, true);
 }
 
-NaturalUnits InUnits::look(const Numbers& values, bool far) const {
+NaturalUnits InUnits::look(int64_t member, bool far) const {
     const SparsePattern& s = plan_.pattern;
+    Numbers values(s.entries());
+    plan_.gather(user_, member, values.data(), 1);
     std::vector<Meeting> meetings;
     auto value = values.begin();
     const auto meet = [&](int a, int b) {
@@ -101,6 +104,7 @@ NaturalUnits InUnits::look(const Numbers& values, bool far) const {
     return NaturalUnits(s.n, s.p + s.m, meetings, far_unit, far);
 }
 
+// None where they are the member's own.
 InUnits::Units InUnits::natural(const NaturalUnits& units, int64_t k) const {
     const double* q = View<double>(user_.q).of(k);
     std::vector<int> exponents = units.exponents(q), sides;
@@ -115,12 +119,12 @@ InUnits::Units InUnits::natural(const NaturalUnits& units, int64_t k) const {
         units.scale_to(sides, exponents);
     }
     const int objective = user_.smoothing > 0 ? 0 : units.objective(q, exponents);  // (κ is in the user's units)
+    if (!objective && std::all_of(exponents.begin(), exponents.end(), [](int u) { return u == 0; })) return {};
     Units found;
     auto next = exponents.begin();
     for (const auto& [part, size] : {std::pair{&found.D, user_.n}, std::pair{&found.E, user_.p}, std::pair{&found.F, user_.m}})
         for (int i = 0; i < size; ++i) part->push_back(std::ldexp(1.0, *next++));
     found.c = std::ldexp(1.0, objective);
-    found.far = objective || std::any_of(exponents.begin(), exponents.end(), [](int u) { return u != 0; });
     return found;
 }
 

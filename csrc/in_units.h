@@ -23,7 +23,6 @@ class InUnits {
     struct Units {  // z = D ẑ; rows of G and A are times E, F, the objective is times c
         Numbers D, E, F;
         double c = 1;
-        bool far = false;  // from the user's
     };
     struct Quantity {  // x̂ = unit^power c^objective x
         Tensor Args::*at;
@@ -33,7 +32,7 @@ class InUnits {
     };
     static const std::vector<Quantity> data, solution, right, derivative;
 
-    NaturalUnits look(const Numbers& values, bool far) const;
+    NaturalUnits look(int64_t member, bool far) const;
     Units natural(const NaturalUnits& units, int64_t member) const;
     template <class F> void copy(Tensor Args::*at, size_t size, int64_t count, F&& factor);
     void copy(const std::vector<Quantity>& quantities);

@@ -2,7 +2,6 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "kernels/solver.h"
@@ -19,16 +18,14 @@ template <class D> void store_residuals(const D& a, const Args& g, int64_t k, do
     a.add_Qz(t, z, force.data());
     for (int j = 0; j < g.n; ++j) force[j] += q[j], gap += z[j] * force[j];
     if (g.p) a.rows_times(t, z, value.data());
+    const auto side = [&](double sign, double value, double bound, double multiplier) {
+        if (!std::isinf(bound)) primal = std::max(primal, sign * (value - bound)), gap += sign * bound * multiplier;
+    };
     for (int i = 0; i < g.p; ++i) {
-        double slack = std::numeric_limits<double>::infinity();
-        const auto side = [&](double over, double multiplier, double bound) {
-            if (std::isinf(bound)) return;
-            primal = std::max(primal, over), slack = std::min(slack, std::max(-over, 0.0)), gap += multiplier * bound;
-        };
         const double below = lam_lower ? lam_lower[i] : 0;
-        side(value[i] - h[i], lam[i], h[i]);
-        of(g.s)[i] = lam[i] > 0 && relaxed_gap == 0 ? 0 : slack;  // (of the upper side)
-        if (h_lower) side(h_lower[i] - value[i], -below, h_lower[i]);
+        side(1, value[i], h[i], lam[i]);
+        if (h_lower) side(-1, value[i], h_lower[i], below);
+        of(g.s)[i] = lam[i] > 0 && relaxed_gap == 0 ? 0 : std::max(h[i] - value[i], 0.0);
         net[i] = lam[i] - below;
     }
     if (g.p) a.add_rows_t(t, net.data(), force.data());
@@ -38,8 +35,7 @@ template <class D> void store_residuals(const D& a, const Args& g, int64_t k, do
     for (const auto& x : bounds)
         for (int j = 0; x.bound && j < g.n; ++j) {
             force[j] += x.sign * x.multiplier[j];
-            if (std::isinf(x.bound[j])) continue;
-            primal = std::max(primal, x.sign * (z[j] - x.bound[j])), gap += x.sign * x.bound[j] * x.multiplier[j];
+            side(x.sign, z[j], x.bound[j], x.multiplier[j]);
         }
     double dual = 0;
     for (double f : force) dual = std::max(dual, std::abs(f));

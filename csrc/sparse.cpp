@@ -284,6 +284,13 @@ class SparseCall {
     }
 };
 
+int run(const SparsePlan& plan, Args& g, Task task) {
+    InUnits natural(plan, g, task == Task::SOLVE);
+    const int left = SparseCall(plan, natural.args()).run(task);
+    natural.finish();
+    return left;
+}
+
 }  // namespace
 
 SparsePlan* sparse_plan(const SparseShape& x) {
@@ -294,17 +301,6 @@ void sparse_free(SparsePlan* plan) { delete plan; }
 void sparse_cost(const SparsePlan& plan, double* out) {
     out[0] = double(plan.kkt->plan.entries()), out[1] = plan.kkt->flops, out[2] = plan.kkt->plan.supernodes;
 }
-namespace {
-
-int run(const SparsePlan& plan, Args& g, Task task) {
-    InUnits natural(plan, g, task == Task::SOLVE);
-    const int left = SparseCall(plan, natural.args()).run(task);
-    natural.finish();
-    return left;
-}
-
-}  // namespace
-
 int sparse_solve(const SparsePlan& plan, Args& g) { return run(plan, g, Task::SOLVE); }
 int sparse_kkt_solve(const SparsePlan& plan, Args& g) { return run(plan, g, Task::ADJOINT); }
 

@@ -8,7 +8,11 @@ namespace optlayer {
 
 namespace {
 
-int mean(int64_t sum, int count) { return int(std::floor(double(sum) / count)); }  // (moves with its terms)
+struct Mean {
+    int64_t sum = 0, count = 0;
+    void add(int x) { sum += x, ++count; }
+    int value() const { return count ? int(std::floor(double(sum) / double(count))) : 0; }  // (rounded so that it moves with its terms)
+};
 
 }  // namespace
 
@@ -19,11 +23,10 @@ NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& 
     far = std::any_of(exponents_.begin(), exponents_.end(), [&](int u) { return std::abs(u) > near; });
     if (!far) std::fill(exponents_.begin(), exponents_.end(), 0);
     else near_ = 0;  // (what is scaled at all is scaled whole)
-    int64_t sum = 0;
-    int count = 0;
+    Mean curvature;
     for (const Meeting& m : meetings)
-        if (std::max(m.a, m.b) < variables) ++count, sum += m.exponent + exponents_[m.a] + exponents_[m.b];
-    if (count) curvature_ = far ? mean(sum, count) : 0;
+        if (std::max(m.a, m.b) < variables) curvature.add(m.exponent + exponents_[m.a] + exponents_[m.b]);
+    if (curvature.count) curvature_ = far ? curvature.value() : 0;
 }
 
 // Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
@@ -69,21 +72,20 @@ void NaturalUnits::connect(const std::vector<Meeting>& meetings) {
 }
 
 std::vector<int> NaturalUnits::exponents(const double* q) const {
-    std::vector<int> found = exponents_, count(found.size());
-    std::vector<int64_t> sum(found.size());
-    int64_t of_curved = 0, of_all = 0;
-    int curved = 0, all = 0;
+    std::vector<int> found = exponents_;
+    std::vector<Mean> costs(found.size());  // of each part
+    Mean of_curved, of_all;
     for (int j = 0; j < variables_; ++j) {
         if (!is_entry(q[j])) continue;
         const int part = part_[j], cost = std::ilogb(q[j]) + found[j];
-        ++count[part], sum[part] += cost, ++all, of_all += cost;
-        if (curved_[part]) ++curved, of_curved += cost;
+        costs[part].add(cost), of_all.add(cost);
+        if (curved_[part]) of_curved.add(cost);
     }
-    const int typical = curved ? mean(of_curved, curved) : all ? mean(of_all, all) : 0;
+    const int typical = (of_curved.count ? of_curved : of_all).value();
     for (int i = 0; i < int(found.size()); ++i) {
         const int part = part_[i];
-        if (curved_[part] || !count[part]) continue;
-        const int more = typical - mean(sum[part], count[part]);
+        if (curved_[part] || !costs[part].count) continue;
+        const int more = typical - costs[part].value();
         if (std::abs(more) > near_) found[i] += i < variables_ ? more : -more;
     }
     return found;
@@ -100,12 +102,10 @@ void NaturalUnits::scale_to(const std::vector<int>& sides, std::vector<int>& fou
 
 int NaturalUnits::objective(const double* q, const std::vector<int>& found) const {
     if (curvature_ != none) return -curvature_;
-    int64_t sum = 0;
-    int count = 0;
+    Mean costs;
     for (int j = 0; j < variables_; ++j)
-        if (is_entry(q[j])) ++count, sum += std::ilogb(q[j]) + found[j];
-    const int cost = count ? mean(sum, count) : 0;
-    return std::abs(cost) <= near_ ? 0 : -cost;
+        if (is_entry(q[j])) costs.add(std::ilogb(q[j]) + found[j]);
+    return std::abs(costs.value()) <= near_ ? 0 : -costs.value();
 }
 
 }  // namespace optlayer

@@ -250,7 +250,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         x.each(t, [&](int k, int i, V sg) {
             const auto open = which & (x.v[i] == V(0)) & (x.h[k] > V(0));
             x.active[k] = select(open, V(0), x.active[k]);
-            out.lam[k] = select(which, x.active[k] * x.r[k] * max(sg * out.y[i], V(0)), out.lam[k]);
+            out.lam[k] = select(which, x.active[k] * max(sg * out.y[i], V(0)), out.lam[k]);
         });
         leave_slacks(which);
         rest(which);

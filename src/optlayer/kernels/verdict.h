@@ -168,13 +168,15 @@ struct Verdict {
         t.each(a.n, [&](int j) { gd[j] = V(0); });
         a.add_rows_t(t, y, gd);
         a.add_At(t, nu, gd);
-        V size = V(0);
-        t.each(a.n, [&](int j) { size = larger(size, V(a.unit(j)) * column(j, y, nu)); });
-        t.largest(size);
-        V off = V(0);
+        V top = V(0), off = V(0);
+        t.each(a.n, [&](int j) {
+            size[j] = larger(a.rows_t_size(j, y), a.At_size(j, nu));
+            top = larger(top, V(a.unit(j)) * size[j]);
+        });
+        t.largest(top);
         t.each(a.n, [&](int j) {  // from here on gd is what the variable's bounds take over
-            const V left = gd[j], terms = column(j, y, nu), hidden = in_rows.usual * size / V(a.unit(j));
-            const V share_left = share(equilibrated ? larger(abs(left) - hidden, V(0)) : abs(left), terms);
+            const V left = gd[j], hidden = equilibrated ? in_rows.usual * top / V(a.unit(j)) : V(0);
+            const V share_left = share(larger(abs(left) - hidden, V(0)), size[j]);
             gd[j] = V(0);
             if (a.bounds) {
                 const V carried = y[a.p + j] - left;
@@ -198,8 +200,8 @@ struct Verdict {
         value = value + t.sum(a.m, [&](int i) { return a.b[i] * nu[i]; });
         terms = terms + t.sum(a.m, [&](int i) { return abs(a.b[i] * nu[i]); });
         const V scale = limits();
-        const V least = V(tol) * size * select(scale > V(0), min(scale, V(1)), V(1));
-        which = which & (size > V(0)) & (off <= V(tol)) & (value < -least) & (terms <= V(-most) * value);
+        const V least = V(tol) * top * select(scale > V(0), min(scale, V(1)), V(1));
+        which = which & (top > V(0)) & (off <= V(tol)) & (value < -least) & (terms <= V(-most) * value);
         const V unit = V(-1) / select(which, value, V(-1));
         t.each(a.m, [&](int i) { out.nu[i] = select(which, unit * nu[i], out.nu[i]); });
         x.each(t, [&](int k, int i, V sg) { out.lam[k] = select(which, x.on[k] * unit * pressing(i, sg), out.lam[k]); });
@@ -282,8 +284,6 @@ struct Verdict {
     }
 
   private:
-    // The terms of column j of C'y + A'nu.
-    V column(int j, const V* y, const V* nu) const { return larger(a.rows_t_size(j, y), a.At_size(j, nu)); }
     // How large rounding may see a variable in the equality that knows it best; 0 where it is in none.
     V as_seen(int j) const {
         const V none = V(T(Tuning<T>::infinity));
