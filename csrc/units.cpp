@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <numeric>
 
+#include <Eigen/IterativeLinearSolvers>
+#include <Eigen/SparseCore>
+
 namespace optlayer {
 
 namespace {
@@ -29,34 +32,24 @@ NaturalUnits::NaturalUnits(int variables, int rows, const std::vector<Meeting>& 
     if (curvature.count) curvature_ = far ? curvature.value() : 0;
 }
 
-// Conjugate gradients on the normal equations; preconditioner: in how many entries an unknown is.
 void NaturalUnits::fit(const std::vector<Meeting>& meetings) {
     constexpr int most = 50;         // steps: so few that they cost no more than a factorisation or two
     constexpr double close = 1e-6;   // of the right-hand side: far below the half that decides a rounding
     constexpr double largest = 500;  // so that products of three stay numbers
-    const size_t count = exponents_.size();
-    std::vector<double> u(count), left(count), scaled(count), step(count), image(count), weight(count);
-    for (const Meeting& m : meetings)
-        for (int i : {m.a, m.b}) left[i] -= m.exponent, weight[i] += 1;
-    const auto precondition = [&] {
-        for (size_t i = 0; i < count; ++i) scaled[i] = weight[i] > 0 ? left[i] / weight[i] : 0;
-        return std::inner_product(left.begin(), left.end(), scaled.begin(), 0.0);
-    };
-    double size = precondition();
-    const double enough = close * close * size;
-    step = scaled;
-    for (int round = 0; round < most && size > enough; ++round) {
-        std::fill(image.begin(), image.end(), 0.0);
-        for (const Meeting& m : meetings) {
-            const double sum = step[m.a] + step[m.b];
-            image[m.a] += sum, image[m.b] += sum;
-        }
-        const double along = size / std::inner_product(step.begin(), step.end(), image.begin(), 0.0), before = size;
-        for (size_t i = 0; i < count; ++i) u[i] += along * step[i], left[i] -= along * image[i];
-        size = precondition();
-        for (size_t i = 0; i < count; ++i) step[i] = scaled[i] + size / before * step[i];
+    using Matrix = Eigen::SparseMatrix<double, Eigen::RowMajor>;
+    Matrix sums(Eigen::Index(meetings.size()), Eigen::Index(exponents_.size()));
+    Eigen::VectorXd right(sums.rows());
+    std::vector<Eigen::Triplet<double>> entries;
+    entries.reserve(2 * meetings.size());
+    for (int i = 0; i < int(meetings.size()); ++i) {
+        entries.emplace_back(i, meetings[i].a, 1.0), entries.emplace_back(i, meetings[i].b, 1.0);  // (2 on the diagonal of Q)
+        right[i] = -meetings[i].exponent;
     }
-    for (size_t i = 0; i < count; ++i) exponents_[i] = int(std::lround(std::clamp(u[i], -largest, largest)));
+    sums.setFromTriplets(entries.begin(), entries.end());
+    Eigen::LeastSquaresConjugateGradient<Matrix> method(sums);
+    method.setMaxIterations(most), method.setTolerance(close);
+    const Eigen::VectorXd u = method.solve(right);
+    for (size_t i = 0; i < exponents_.size(); ++i) exponents_[i] = int(std::lround(std::clamp(u[Eigen::Index(i)], -largest, largest)));
 }
 
 void NaturalUnits::connect(const std::vector<Meeting>& meetings) {
