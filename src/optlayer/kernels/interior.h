@@ -94,7 +94,6 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
                 const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
-                if constexpr (System::proximal) x.active[k] = select(live, select((x.on[k] > V(0)) & (ds * x.lam[k] < dl * x.s[k]), V(1), V(0)), x.active[k]);
                 step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), V(1)));
                 dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), V(1)));
             });
@@ -103,6 +102,11 @@ struct Interior : Verdict<Tm, V, U, D> {
             V after = V(0);
             x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(dual_step, x.dlam[k], x.lam[k]), after); });
             t.total(after);
+            auto moving = live;
+            if constexpr (System::proximal) {  // (a factor that growth has spoilt)
+                moving = live & (after - after >= V(0));
+                if (const auto spoilt = live & !moving; any(spoilt)) live = live & (moving | system.firmer(spoilt));
+            }
             V sigma = after / max(x.count, V(1)) / max(mu, V(T(1e-37)));
             sigma = max(min(sigma * sigma * sigma, V(1)), V(T(0.5)) * (V(1) - bold));
 
@@ -111,6 +115,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             if constexpr (System::proximal) centre = max(centre, V(T(0.1)) * tol * system.unit * system.unit_dual);
             t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
             x.each(t, [&](int k, int i, V sg) {
+                if constexpr (System::proximal) x.active[k] = select(moving, select((x.on[k] > V(0)) & (x.ds[k] * x.lam[k] < x.dlam[k] * x.s[k]), V(1), V(0)), x.active[k]);
                 const V target = x.on[k] * fma(bold * x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -centre));
                 x.ds[k] = target;
                 x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -target) * x.c[k], x.e[i]);
@@ -133,20 +138,23 @@ struct Interior : Verdict<Tm, V, U, D> {
                 t.smallest(dual_step);
                 dual_step = within(dual_step);
                 if (aimed) step = dual_step = min(step, dual_step);
-                live = live & (sum - sum >= V(0));  // (so deep that s and lam differ by more than numbers can)
+                live = live & ((sum - sum >= V(0)) | !moving);  // (so deep that s and lam differ by more than numbers can)
+                moving = live & moving;
+            } else {
+                moving = live;
             }
             x.each(t, [&](int k, int, V) {
                 const V s = fma(step, x.ds[k], x.s[k]), lam = fma(dual_step, x.dlam[k], x.lam[k]);
-                const auto moves = live & (x.on[k] > V(0));
+                const auto moves = moving & (x.on[k] > V(0));
                 // Tapia's indicator: s falls like mu where a row is active, lam where it is not; free of units
                 if constexpr (!System::proximal) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
                 x.s[k] = select(moves, s, x.s[k]);
                 x.lam[k] = select(moves, lam, x.lam[k]);
             });
-            system.advance(live, step, dual_step, x.dy);
-            moved = step;
+            system.advance(moving, step, dual_step, x.dy);
+            moved = select(moving, step, V(0));
             step = min(step, dual_step);
-            live = live & (step > V(T(1e-8)));  // no way forward: another method must try
+            live = live & ((step > V(T(1e-8))) | !moving);  // no way forward: another method must try
             bold = select(step > V(T(0.1)), V(1), V(0));
         }
     }
@@ -219,13 +227,19 @@ struct Interior : Verdict<Tm, V, U, D> {
         const V primal = t.max(a.m, V(0), [&](int i) { return abs(gp[i]); });
         return {dual, t.max(a.rows(), primal, [&](int i) { return select(x.D[i] > V(0), x.d[i] * abs(off(i)), V(0)); })};
     }
-    // One step of refinement.
+    // One step of refinement. Returns the lanes whose factor growth has spoilt: they stay where they are.
     template <class M>
-    OPTLAYER_CALL void refine(M which) {
+    OPTLAYER_CALL M refine(M which) {
         system.kkt(gd, gp, x.e, dz, dnu, x.dy, x.dt);
+        M spoilt = which & !which;
+        if constexpr (System::proximal) {
+            const V sum = t.sum(a.n, [&](int j) { return dz[j]; }) + t.sum(a.m, [&](int i) { return dnu[i]; });
+            spoilt = which & !(sum - sum >= V(0)), which = which & !spoilt;
+        }
         t.each(a.n, [&](int j) { out.z[j] = select(which, out.z[j] + dz[j], out.z[j]); });
         t.each(a.m, [&](int i) { out.nu[i] = select(which, out.nu[i] + dnu[i], out.nu[i]); });
         t.each(a.rows(), [&](int i) { out.y[i] = select(which & (x.D[i] > V(0)), out.y[i] + x.dy[i], out.y[i]); });
+        return spoilt;
     }
 
     // Active rows become equalities, the others vanish; iterative refinement, beyond `rounds` as long as a residual halves.
@@ -339,15 +353,20 @@ struct Interior : Verdict<Tm, V, U, D> {
             if (any(look)) weigh(), residuals();
             const auto unmoved = going & (slow > V(0)) & (abs(now.dual - before.dual) <= V(T(S::same_force)) * now.dual);
             before = now;
-            refine(going);
-            slow = select(go_far(unmoved), V(0), slow);
+            const auto spoilt = refine(going);
+            if (any(spoilt)) {
+                const auto again = system.firmer(spoilt);
+                going = going & ((!spoilt) | again), stale = stale | again;
+                before = {select(again, V(T(1e30)), before.dual), select(again, V(T(1e30)), before.primal)};
+            }
+            slow = select(go_far(unmoved & !spoilt), V(0), slow);
             steps = steps + V(1);
             a.rows_times(t, out.z, x.v);
             V changes = V(0);
             x.each(t, [&](int k, int i, V sg) {
                 const auto active = x.active[k] > V(0);
                 const V over = fnma(V(T(S::broken)), abs(x.v[i]) + abs(x.h[k]), x.on[k] * (sg * x.v[i] - x.h[k]));
-                const V now = select(select(active, sg * out.y[i], over) > V(0), V(1), V(0));
+                const V now = select(spoilt, x.active[k], select(select(active, sg * out.y[i], over) > V(0), V(1), V(0)));
                 changes = changes + abs(now - x.active[k]);
                 out.lam[k] = select(going, select(active, now * sg * out.y[i], V(0)), out.lam[k]);
                 x.active[k] = select(going, now, x.active[k]);

@@ -89,6 +89,14 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U
         weak = select(which, V(T(1)) - weak, weak);
         regularise(which);
     }
+    // A larger R, where a factor has lost its digits to growth: LDLᵀ without pivoting loses them as 1/R². Returns the lanes that have one.
+    template <class M> M firmer(M which) {
+        which = which & (regularisation < V(T(S::firmest)));
+        regularisation = select(which, regularisation * V(T(1) / T(S::shrink)), regularisation);
+        weak = select(which, V(T(0)), weak);
+        regularise(which);
+        return which;
+    }
     // Instead of `equilibrate`: for a derivative that R has left too far from the truth.
     void equilibrate_firmly() {
         regularisation = V(T(rounded ? S::firm_rounded : S::firm)), unmoved = V(T(rounded ? S::unmoved_rounded : S::unmoved));

@@ -63,6 +63,7 @@ template <> struct Tuning<double> {
     // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
     static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3;
     static constexpr double shrink = 1e-2;
+    static constexpr double firmest = 1e-4;          // R does not grow beyond, where growth has spoilt a factor [tests/test_sparse.py]
     static constexpr double same_force = 1e-2;       // what changes a force by less, relative, has not changed it (go_far) [benchmarks/sparse.py]
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
