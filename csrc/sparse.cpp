@@ -9,6 +9,7 @@
 #include "memory.h"
 #include "products.h"
 #include "rescue.h"
+#include "sparse_lu.h"
 #include "sparse_plan.h"
 
 namespace optlayer {
@@ -55,6 +56,11 @@ struct Header {  // of a kept factor
 
 enum class Task { SOLVE, ADJOINT, REBUILD, FIRM };  // derivatives: by the kept factors, by new ones, by new ones with a firmer R
 
+struct Outcome {  // of each lane
+    bool served[native_width<double>] = {};  // the kept factor serves; of a derivative: it was found
+    bool spoilt[native_width<double>] = {};  // growth has cost a factor its digits
+};
+
 class SparseCall {
   public:
     using T = double;
@@ -86,25 +92,27 @@ class SparseCall {
         const int workers = int(std::min<int64_t>(std::max(g.threads, 1), groups));
         over_threads(workers, groups, 1, keep_bytes + work_bytes, watch, [&](int64_t i, char* room) {
             Arena keep(header ? reinterpret_cast<char*>(header) + header->groups + i * header->keep_bytes : room);
-            bool serves[Lanes::width] = {};  // the kept factor; of a derivative, whether it was found
-            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, header || task != Task::SOLVE ? serves : nullptr);
+            Outcome all;
+            dispatch(p.lanes, i * p.lanes, keep, Arena(room + keep_bytes), task, &all);
             const int64_t last = std::min<int64_t>((i + 1) * p.lanes, g.batch);
             for (int64_t k = i * p.lanes; k < last; ++k) {
                 int32_t& status = View<int32_t>(g.status).of(k)[0];
                 if (task == Task::SOLVE) {
                     if (status == ROUGH) status = SOLVED;  // (nobody can do better)
-                    if (status != SOLVED) serves[k - i * p.lanes] = false, judge_failure(k, room);
-                    if (header) flags()[k] = serves[k - i * p.lanes];
+                    if (status != SOLVED) all.served[k - i * p.lanes] = false, judge_failure(k, room, all.spoilt[k - i * p.lanes]);
+                    if (header) flags()[k] = all.served[k - i * p.lanes];
                     unsolved += status != SOLVED;
                 } else if (status == SOLVED) {
-                    bool found = serves[k - i * p.lanes];
+                    bool found = all.served[k - i * p.lanes];
                     if (!finite_rhs<T>(g, k)) {
                         same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());
                         continue;
                     }
-                    if (task == Task::ADJOINT && !flags()[k]) found = alone(k, room, Task::REBUILD);
-                    found = (found && finite(g.v_z, k, g.n)) || (alone(k, room, Task::FIRM) && finite(g.v_z, k, g.n));
-                    if (!found) derive_densely(k);
+                    const auto derived = [&](Task by, bool pivoting) { return alone(k, room, by, pivoting).served[0] && finite(g.v_z, k, g.n); };
+                    if (task == Task::ADJOINT && !flags()[k]) found = derived(Task::REBUILD, false);
+                    else found = found && finite(g.v_z, k, g.n);
+                    if (!(found || derived(Task::FIRM, false) || derived(Task::REBUILD, true) || derive_densely(k)))
+                        same_derivative(g, k, std::numeric_limits<T>::quiet_NaN());  // (better none than a wrong one)
                 }
             }
         });
@@ -181,21 +189,22 @@ class SparseCall {
 
     // ---- a group
 
-    void dispatch(int lanes, int64_t first, Arena& keep, Arena&& work, Task task, bool* serves) const { dispatch(lanes, first, keep, work, task, serves); }
-    void dispatch(int lanes, int64_t first, Arena& keep, Arena& work, Task task, bool* serves = nullptr) const {
-        if (lanes > 1 && p.shared) group<Lanes, T>(first, keep, work, task, serves);
-        else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task, serves);
-        else group<T, T>(first, keep, work, task, serves);
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena&& work, Task task, Outcome* out) const { dispatch(lanes, first, keep, work, task, out); }
+    void dispatch(int lanes, int64_t first, Arena& keep, Arena& work, Task task, Outcome* out = nullptr) const {
+        if (lanes > 1 && p.shared) group<Lanes, T>(first, keep, work, task, out);
+        else if (lanes > 1) group<Lanes, Lanes>(first, keep, work, task, out);
+        else group<T, T>(first, keep, work, task, out);
     }
-    bool alone(int64_t k, char* room, Task task) const {
-        Arena keep(room);
-        bool serves = false;
-        dispatch(1, k, keep, Arena(room + keep_bytes), task, &serves);
-        return serves;
+    Outcome alone(int64_t k, char* room, Task task, bool pivoting) const {
+        Arena keep(room), work(room + keep_bytes);
+        Outcome out;
+        if (pivoting) group<T, T, SparseLu>(k, keep, work, task, &out);
+        else dispatch(1, k, keep, work, task, &out);
+        return out;
     }
 
-    template <class V, class U>
-    void group(int64_t first, Arena& keep, Arena& work, Task task, bool* serves) const {
+    template <class V, class U, class Factor = Ldl<V>>
+    void group(int64_t first, Arena& keep, Arena& work, Task task, Outcome* out) const {
         Group<V, U, Solo<V>, SparseData<V, U>> group(g, p);
         SparseData<V, U>& a = group.a;
         a.n = g.n, a.m = g.m, a.p = g.p, a.bounds = p.bounds, a.pattern = &pattern;
@@ -204,9 +213,10 @@ class SparseCall {
         const bool own = !(p.shared && std::is_same<U, T>::value), rebuild = task == Task::REBUILD || task == Task::FIRM;
         U* values = own ? work.take<U>(size_t(pattern.entries())) : nullptr;
         group.place_sides(keep, work);
-        SparseSystem<Solo<V>, V, U> system(group.t, a);
+        SparseSystem<Solo<V>, V, U, Factor> system(group.t, a);
         system.place(keep, work);
         a.units = system.scale, system.pause = pause, system.rounded = g.single == 2;
+        if constexpr (std::is_same<Factor, SparseLu>::value) system.regularisation = V(T(Tuning<T>::pivoted));
         if (work.base) {
             group.choose_members(first);
             if constexpr (std::is_same<U, V>::value) {
@@ -224,12 +234,14 @@ class SparseCall {
         }
         if (task != Task::SOLVE) {
             group.adjoint(system, work, rebuild);
-            if (serves) std::copy_n(group.converged, lanes_of<V>, serves);
+            if (out) std::copy_n(group.converged, lanes_of<V>, out->served);
             return;
         }
         const auto good = own || !work.base ? convex(a, work) : mask_of<V>(shared_convex);
         group.solve(system, work, !good);
-        if (serves && work.base) group.factor_serves(serves, false);
+        if (!work.base) return;
+        group.factor_serves(out->served, false);
+        for (int l = 0; l < group.count; ++l) out->spoilt[l] = lane(system.regularisation, l) > Tuning<T>::regularisation;
         for (int l = 0; l < group.count; ++l)
             if (!lane(good, l)) View<int32_t>(g.status).of(group.member[l])[0] = NOT_CONVEX;
     }
@@ -255,10 +267,10 @@ class SparseCall {
     }
 
     // The derivative of a member by the last rung, with dense matrices: where those of an LDLᵀ without pivoting and with R are
-    // too far from the truth for refinement, as of a vertex that no curvature holds.
-    void derive_densely(int64_t k) const {
+    // too far from the truth for refinement, as of a vertex that no curvature holds. False: there are too many.
+    bool derive_densely(int64_t k) const {
         const size_t n = g.n;
-        if (n + g.p + g.m > most_dense) return;
+        if (n + g.p + g.m > most_dense) return false;
         std::vector<T> values(pattern.entries()), Q(n * n), G(g.p * n), A(g.m * n);
         s.gather(g, k, values.data(), 1);
         SparseData<T, T> a{};
@@ -269,17 +281,19 @@ class SparseCall {
         Args one = g;
         one.diagonal = 0, one.Q = {Q.data(), 0}, one.G = {G.data(), 0}, one.A = {A.data(), 0};
         rescue_derivative(one, k);
+        return true;
     }
 
     // Why a member is not solved: numbers that are none, an objective that is not convex, or a proof.
-    void judge_failure(int64_t k, char* room) {
+    void judge_failure(int64_t k, char* room, bool spoilt) {
         int32_t& status = View<int32_t>(g.status).of(k)[0];
         if (!valid(k)) {
             status = INVALID_INPUT;
             return;
         }
-        if (p.lanes == 1 || status == NOT_CONVEX || g.given) return;  // (one alone has looked for proofs)
-        alone(k, room, Task::SOLVE);
+        if (status == NOT_CONVEX || g.given) return;
+        if (p.lanes > 1) spoilt = alone(k, room, Task::SOLVE, false).spoilt[0];  // (one alone looks for proofs)
+        if (spoilt && (status == MAX_ITERATIONS || status == NUMERICAL_ERROR)) alone(k, room, Task::SOLVE, true);
         if (status == ROUGH) status = SOLVED;
     }
 };

@@ -16,6 +16,7 @@ from optlayer import Diagonal, Settings, Sparse, Status, kkt, solve
 from optlayer.backends import sparse as backend
 
 sp = pytest.importorskip("scipy.sparse")
+pytest.importorskip("scipy.sparse.linalg")
 pytestmark = pytest.mark.skipif(optlayer.available()["cpu"] is not None, reason="no compiled core")
 
 NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
@@ -569,6 +570,45 @@ def test_no_gradient_from_a_factor_that_growth_has_spoilt(seed: int) -> None:
     rows = torch.cat([A, G[s.lam > 0]])
     allowed = torch.linalg.svd(rows).Vh[len(rows) :]  # directions along which they do not change
     assert (allowed @ (Q @ grad + upstream)).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("seed", [0, 4, 8])
+@pytest.mark.parametrize("growth, steps", [(1.0, 90), (1.3, 375)])
+def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int) -> None:
+    """Costs of inputs and states alone, which are bounded, and dynamics that grow: a vertex, where an LDLᵀ in a static order
+    loses all its digits unless R is larger (and where R then hides what holds the last of them, unless it pivots)."""
+    rng = np.random.default_rng(seed)
+    states, inputs = 6, 2
+    width, n = states + inputs, steps * (states + inputs)
+    M = rng.standard_normal((states, states))
+    M *= growth / np.abs(np.linalg.eigvals(M)).max()
+    B = rng.standard_normal((states, inputs))
+    stay = sp.kron(sp.eye(steps), np.hstack([-B, np.eye(states)]))
+    move = sp.kron(sp.eye(steps, k=-1), np.hstack([np.zeros((states, inputs)), -M]))
+    A = sp.csr_matrix(stay + move)
+    b = np.zeros(A.shape[0])
+    b[:states] = M @ (1e-2 * rng.standard_normal(states))
+    q = rng.standard_normal((2, n))
+    leaves = {"q": torch.tensor(q, requires_grad=True), "b": torch.tensor(b).repeat(2, 1).requires_grad_()}
+    one = torch.ones(n, dtype=torch.float64)
+    solution = solve(Diagonal(0 * one), A=A, lb=-one, ub=one, **leaves)
+    assert (solution.status == Status.SOLVED).all()
+    for k in range(2):
+        alone = solve(Diagonal(0 * one), torch.tensor(q[k]), A=A, b=torch.tensor(b), lb=-one, ub=one)
+        assert torch.equal(alone.z, solution.z[k])
+    r = rng.standard_normal((2, n))
+    (solution.z * torch.tensor(r)).sum().backward()
+    for k in range(2):
+        z, nu = (x[k].detach().numpy() for x in (solution.z, solution.nu))
+        held = (solution.lam_lb + solution.lam_ub)[k].detach().numpy() > 0
+        force = q[k] + A.T @ nu
+        assert np.abs(A @ z - b).max() <= 1e-12 and np.abs(z).max() <= 1 and np.abs(z[held]).min() == 1
+        assert np.abs(force[~held]).max() <= 1e-9 and (force * z)[held].max() <= 0
+        assert (~held).sum() == len(b)  # not degenerate: A of the free variables is square, dz/db its inverse
+        basis = sp.csc_matrix(A[:, ~held])
+        v = sp.linalg.splu(sp.csc_matrix(basis.T)).solve(r[k][~held])
+        assert np.abs(leaves["b"].grad[k].numpy() - v).max() <= 1e-6 * (1 + np.abs(v).max())
+        assert np.abs(leaves["q"].grad[k].numpy()).max() <= 1e-9 * (1 + np.abs(v).max())
 
 
 def test_errors_name_what_is_wrong() -> None:

@@ -13,15 +13,16 @@
 
 namespace optlayer {
 
-template <class Tm, class V, class U>
-struct SparseSystem : PointSystem<SparseSystem<Tm, V, U>, Tm, V, SparseData<V, U>> {
+// Factor: Ldl, or what pivots where that loses its digits (csrc/sparse_lu.h).
+template <class Tm, class V, class U, class Factor = Ldl<V>>
+struct SparseSystem : PointSystem<SparseSystem<Tm, V, U, Factor>, Tm, V, SparseData<V, U>> {
     using Base = PointSystem<SparseSystem, Tm, V, SparseData<V, U>>;
     using T = scalar_of<V>;
     using S = Tuning<T>;
     using Base::t, Base::a, Base::z, Base::nu, Base::y, Base::rd, Base::rp, Base::vz, Base::vnu;
     using Base::unit, Base::unit_dual, Base::stationarity, Base::most_dual, Base::kappa;
     static constexpr bool proximal = true;
-    Ldl<V> ldl{};
+    Factor ldl{};
 
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
     V* scale;                              // kept: equilibration in the user's order

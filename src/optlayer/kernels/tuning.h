@@ -55,6 +55,7 @@ template <> struct Tuning<double> {
     // R of a derivative that this one leaves too far from the truth: LDLᵀ without pivoting loses digits as 1/R². Of float32's
     // data so large that curvature which may be their rounding, `least_curvature` of the first R, is a tenth of it. [benchmarks/sparse.py, tests/test_derivative.py]
     static constexpr double firm = 1e-7, firm_rounded = 1e-5, least_curvature = 100;
+    static constexpr double pivoted = 1e-10;         // R where LU with pivoting takes the place of LDLᵀ [tests/test_sparse.py]
     // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
     // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
     static constexpr double weak_regularisation = 1e-13, late = 0.1;
@@ -63,7 +64,7 @@ template <> struct Tuning<double> {
     // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
     static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3;
     static constexpr double shrink = 1e-2;
-    static constexpr double firmest = 1e-4;          // R does not grow beyond, where growth has spoilt a factor [tests/test_sparse.py]
+    static constexpr double firmest = 1e-5;          // from which R grows no more, where growth has spoilt a factor [tests/test_sparse.py]
     static constexpr double same_force = 1e-2;       // what changes a force by less, relative, has not changed it (go_far) [benchmarks/sparse.py]
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
