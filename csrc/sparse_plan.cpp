@@ -172,7 +172,7 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
             for (int i = rows_at_[s]; i < rows_at_[s + 1];) {
                 const int to = of[rows_[i]], from = i;
                 while (i < rows_at_[s + 1] && of[rows_[i]] == to) ++i;
-                f(to, LdlPlan::Source{s, from - rows_at_[s], i - from});
+                f(to, LdlPlan::Source{s, from - rows_at_[s], i - from, -1});
             }
     };
     each_segment([&](int to, const LdlPlan::Source&) { ++sources_at_[to + 1]; });
@@ -180,6 +180,30 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
     sources_.resize(sources_at_.back());
     std::vector<int> next(sources_at_.begin(), sources_at_.end() - 1);
     each_segment([&](int to, const LdlPlan::Source& source) { sources_[next[to]++] = source; });
+
+    // where in a panel: row i of supernode s
+    const auto place_in = [&](int s, int i) {
+        const int* rows = rows_.data() + rows_at_[s];
+        const int columns = first_[s + 1] - first_[s];
+        return i < first_[s + 1] ? i - first_[s] : columns + int(std::lower_bound(rows, rows + rows_at_[s + 1] - rows_at_[s], i) - rows);
+    };
+    const auto height_of = [&](int s) { return first_[s + 1] - first_[s] + rows_at_[s + 1] - rows_at_[s]; };
+    kind_.assign(plan.supernodes, LdlPlan::LISTED);
+    for (int s = 0; s < plan.supernodes; ++s) {
+        if (first_[s + 1] == first_[s] + 1 && sources_at_[s] == sources_at_[s + 1]) kind_[s] = LdlPlan::LEAF;
+        for (int e = sources_at_[s]; e < sources_at_[s + 1]; ++e) {
+            LdlPlan::Source& source = sources_[e];
+            const int k = source.supernode, high = rows_at_[k + 1] - rows_at_[k] - source.from;
+            if (!LdlPlan::narrow(first_[k + 1] - first_[k], high, source.count)) {
+                kind_[s] = LdlPlan::PANEL;
+                continue;
+            }
+            source.to = int(targets_.size());
+            const int* theirs = rows_.data() + rows_at_[k] + source.from;
+            for (int c = 0; c < source.count; ++c)
+                for (int i = c; i < high; ++i) targets_.push_back((theirs[c] - first_[s]) * height_of(s) + place_in(s, theirs[i]));
+        }
+    }
 
     // where the matrix's own entries go
     entries_at_.assign(plan.supernodes + 1, 0);
@@ -189,18 +213,15 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
     entry_.resize(row.size()), place_.resize(row.size());
     next.assign(entries_at_.begin(), entries_at_.end() - 1);
     for (size_t e = 0; e < row.size(); ++e) {
-        const int c = column_of(e), r = std::max(place[row[e]], place[col[e]]), s = of[c], columns = first_[s + 1] - first_[s];
-        const int* rows = rows_.data() + rows_at_[s];
-        const int height = columns + rows_at_[s + 1] - rows_at_[s];
-        const int at = r < first_[s + 1] ? r - first_[s] : columns + int(std::lower_bound(rows, rows + height - columns, r) - rows);
+        const int c = column_of(e), r = std::max(place[row[e]], place[col[e]]), s = of[c];
         const int k = next[s]++;
-        entry_[k] = int(e), place_[k] = (c - first_[s]) * height + at;
+        entry_[k] = int(e), place_[k] = (c - first_[s]) * height_of(s) + place_in(s, r);
     }
     sign_.resize(size);
     for (int k = 0; k < size; ++k) sign_[k] = sign[order[k]];
 
     plan.first = first_.data(), plan.rows_at = rows_at_.data(), plan.rows = rows_.data(), plan.panel = panel_.data();
-    plan.sources_at = sources_at_.data(), plan.sources = sources_.data();
+    plan.sources_at = sources_at_.data(), plan.sources = sources_.data(), plan.targets = targets_.data(), plan.kind = kind_.data();
     plan.entries_at = entries_at_.data(), plan.entry = entry_.data(), plan.place = place_.data(), plan.sign = sign_.data();
 }
 

@@ -36,7 +36,8 @@ class Symbolic {
     double flops = 0;               // multiply-adds of a factorisation
 
   private:
-    std::vector<int> first_, rows_at_, rows_, sources_at_, entries_at_, entry_, place_;
+    std::vector<int> first_, rows_at_, rows_, sources_at_, targets_, entries_at_, entry_, place_;
+    std::vector<char> kind_;
     std::vector<int64_t> panel_;
     std::vector<LdlPlan::Source> sources_;
     std::vector<signed char> sign_;

@@ -16,13 +16,20 @@ struct LdlPlan {
     const int64_t* panel;   // supernodes + 1: where its panel begins, column-major, as high as columns and rows below
     struct Source {         // an earlier supernode with rows among the columns of this one: rows[from, from + count)
         int supernode, from, count;
+        int to;             // where in `targets` its targets begin, column by column, each from its diagonal on; -1: too many to list
     };
     const int* sources_at;  // supernodes + 1
     const Source* sources;
+    const int* targets;     // in the panel
+    enum Kind : char { PANEL, LISTED, LEAF };  // LISTED: all of its sources' targets are; LEAF: one column, no source
+    const char* kind;       // of each supernode
     const int* entries_at;  // supernodes + 1: entries of the matrix below its diagonal: which value, where in the panel
     const int *entry, *place;
     const signed char* sign;  // of each pivot
     int tallest = 0, widest = 0;
+
+    // Sources whose few targets are listed.
+    static bool narrow(int depth, int high, int count) { return depth <= 4 && high * count <= 32; }
 
     int64_t entries() const { return panel[supernodes]; }
     int columns(int s) const { return first[s + 1] - first[s]; }
@@ -144,16 +151,26 @@ struct Ldl {
         for (int s = 0; s < p.supernodes; ++s) {
             const int first = p.first[s], columns = p.columns(s), below = p.below(s), ld = columns + below;
             V* panel = L + p.panel[s];
+            if (p.kind[s] == LdlPlan::LEAF) {
+                const V inv = find_pivot(first, diagonal[first], least, worst);
+                for (int e = p.entries_at[s]; e < p.entries_at[s + 1]; ++e) panel[p.place[e]] = V(values[p.entry[e]]) * inv;
+                continue;
+            }
             for (int64_t i = 0; i < int64_t(ld) * columns; ++i) panel[i] = V(0);
             for (int e = p.entries_at[s]; e < p.entries_at[s + 1]; ++e) panel[p.place[e]] = panel[p.place[e]] + V(values[p.entry[e]]);
             for (int k = 0; k < columns; ++k) panel[size_t(k) * (ld + 1)] = panel[size_t(k) * (ld + 1)] + diagonal[first + k];
-            if (p.sources_at[s] < p.sources_at[s + 1]) {
+            if (p.kind[s] == LdlPlan::PANEL) {
                 for (int k = 0; k < columns; ++k) at[first + k] = k;
                 const int* mine = p.rows + p.rows_at[s];
                 for (int i = 0; i < below; ++i) at[mine[i]] = columns + i;
             }
             for (int e = p.sources_at[s]; e < p.sources_at[s + 1]; ++e) subtract_source(p.sources[e], panel, ld, rows);
-            worst = min(worst, factor_panel(panel, columns, ld, first, least));
+            if (columns == 1) {
+                const V inv = find_pivot(first, panel[0], least, worst);
+                for (int i = 1; i <= below; ++i) panel[i] = panel[i] * inv;
+            } else {
+                worst = min(worst, factor_panel(panel, columns, ld, first, least));
+            }
         }
         return worst > V(T(0));
     }
@@ -171,23 +188,18 @@ struct Ldl {
     void subtract_source(const LdlPlan::Source& source, V* panel, int ld, int* rows) const {
         const LdlPlan& p = *plan;
         const int k = source.supernode, depth = p.columns(k), below = p.below(k), height = depth + below, count = source.count;
-        const int* theirs = p.rows + p.rows_at[k] + source.from;
         const V* left = L + p.panel[k] + depth + source.from;
-        const int high = below - source.from, column = at[theirs[0]];
+        const int high = below - source.from;
         const V* d = pivot + p.first[k];
-        if (narrow(depth, high, count)) {  // the same operations, without what it takes to arrange them in blocks
-            for (int c = 0; c < count; ++c) {
-                V* to = panel + size_t(at[theirs[c]]) * ld;
-                V weight[narrow_depth];
-                for (int j = 0; j < depth; ++j) weight[j] = left[size_t(j) * height + c] * d[j];
-                for (int i = c; i < high; ++i) {
-                    V sum = left[i] * weight[0];
-                    for (int j = 1; j < depth; ++j) sum = fma(left[size_t(j) * height + i], weight[j], sum);
-                    to[at[theirs[i]]] = to[at[theirs[i]]] - sum;
-                }
-            }
-            return;
+        if (source.to >= 0) {  // the same operations, without what it takes to arrange them in blocks
+            const int* to = p.targets + source.to;
+            if (depth == 1) return subtract_listed<1>(left, height, d, high, count, panel, to);
+            if (depth == 2) return subtract_listed<2>(left, height, d, high, count, panel, to);
+            if (depth == 3) return subtract_listed<3>(left, height, d, high, count, panel, to);
+            return subtract_listed<4>(left, height, d, high, count, panel, to);
         }
+        const int* theirs = p.rows + p.rows_at[k] + source.from;
+        const int column = at[theirs[0]];
         for (int j = 0; j < depth; ++j)
             for (int c = 0; c < count; ++c) right[size_t(j) * count + c] = left[size_t(j) * height + c] * d[j];
         const bool columns_follow = at[theirs[count - 1]] - column == count - 1;
@@ -215,10 +227,17 @@ struct Ldl {
         }
     }
 
-    static constexpr int narrow_depth = 4;
-    static bool narrow(int depth, int high, int count) {
-        if (is_pack<V>) return depth == 1 || (depth <= 2 && high <= 4);
-        return depth <= narrow_depth && high * count <= 32;
+    template <int depth>
+    static OPTLAYER_INLINE void subtract_listed(const V* left, int height, const V* d, int high, int count, V* panel, const int* to) {
+        for (int c = 0; c < count; ++c, ++left, --high) {
+            V weight[depth];
+            OPTLAYER_UNROLL for (int j = 0; j < depth; ++j) weight[j] = left[size_t(j) * height] * d[j];
+            for (int i = 0; i < high; ++i, ++to) {
+                V sum = left[i] * weight[0];
+                OPTLAYER_UNROLL for (int j = 1; j < depth; ++j) sum = fma(left[size_t(j) * height + i], weight[j], sum);
+                panel[*to] = panel[*to] - sum;
+            }
+        }
     }
 
     // Blocks of four columns: updated by those before them, factored, and the rows below solved for.
@@ -239,19 +258,21 @@ struct Ldl {
         }
         return worst;
     }
+    // Keeps the pivot d of column k, and returns its inverse.
+    OPTLAYER_INLINE V find_pivot(int k, V d, const V* least, V& worst) const {
+        const V sign = V(T(plan->sign[k])), floor = V(T(0.5)) * least[k];
+        const auto sound = sign * d > floor;
+        worst = select(sound, worst, V(T(0)));
+        pivot[k] = select(sound, d, sign * floor);
+        return inverse[k] = V(1) / pivot[k];
+    }
     template <int C>
     OPTLAYER_INLINE void factor_block(V* block, int ld, int height, int first, const V* least, V& worst) const {
         V a[C][C]{}, inv[C];  // a[c][j], j < c: D_j L_cj
         OPTLAYER_UNROLL for (int j = 0; j < C; ++j) {
-            const V sign = V(T(plan->sign[first + j]));
             V d = block[size_t(j) * ld + j];
             for (int k = 0; k < j; ++k) d = fnma(a[j][k], block[size_t(k) * ld + j], d);
-            const V floor = V(T(0.5)) * least[first + j];
-            const auto sound = sign * d > floor;
-            worst = select(sound, worst, V(T(0)));
-            d = select(sound, d, sign * floor);
-            inv[j] = V(1) / d;
-            pivot[first + j] = d, inverse[first + j] = inv[j];
+            inv[j] = find_pivot(first + j, d, least, worst);
             for (int c = j + 1; c < C; ++c) {
                 V v = block[size_t(j) * ld + c];
                 for (int k = 0; k < j; ++k) v = fnma(a[j][k], block[size_t(k) * ld + c], v);
