@@ -29,7 +29,7 @@ struct LdlPlan {
     int tallest = 0, widest = 0;
 
     // Sources whose few targets are listed.
-    static bool narrow(int depth, int high, int count) { return depth <= 4 && high * count <= 32; }
+    static bool narrow(int depth, int high, int count) { return depth <= 4 && high * count <= 96; }
 
     int64_t entries() const { return panel[supernodes]; }
     int columns(int s) const { return first[s + 1] - first[s]; }
