@@ -302,15 +302,26 @@ struct Ldl {
         const LdlPlan& p = *plan;
         const int first = p.first[s], columns = p.columns(s), count = p.below(s), ld = columns + count;
         const V* panel = L + p.panel[s];
+        const int* rows = p.rows + p.rows_at[s];
         V* mine = x_ + first;
-        if (columns == 1 && (is_pack<V> || count < 2 * detail::Rows<V>::step)) {
-            const int* rows = p.rows + p.rows_at[s];
-            for (int i = 0; i < count; ++i) x_[rows[i]] = x_[rows[i]] - panel[1 + i] * mine[0];
-            return;
-        }
+        if (columns == 1 && row_by_row(count)) return spread<1>(count, panel + 1, ld, mine, x_, rows);
         for (int k = 0; k < columns; ++k)
             for (int i = k + 1; i < columns; ++i) mine[i] = fnma(panel[size_t(k) * ld + i], mine[k], mine[i]);
-        detail::subtract_product(count, 1, columns, panel + columns, ld, mine, 1, x_, 0, p.rows + p.rows_at[s]);
+        if (columns == 2 && row_by_row(count)) return spread<2>(count, panel + 2, ld, mine, x_, rows);
+        if (columns == 3 && row_by_row(count)) return spread<3>(count, panel + 3, ld, mine, x_, rows);
+        if (columns == 4 && row_by_row(count)) return spread<4>(count, panel + 4, ld, mine, x_, rows);
+        detail::subtract_product(count, 1, columns, panel + columns, ld, mine, 1, x_, 0, rows);
+    }
+    static bool row_by_row(int count) { return is_pack<V> || count < 2 * detail::Rows<V>::step; }
+    template <int columns>
+    static OPTLAYER_INLINE void spread(int count, const V* panel, int ld, const V* mine, V* x_, const int* rows) {
+        V weight[columns];
+        OPTLAYER_UNROLL for (int k = 0; k < columns; ++k) weight[k] = mine[k];
+        for (int i = 0; i < count; ++i) {
+            V sum = panel[i] * weight[0];
+            OPTLAYER_UNROLL for (int k = 1; k < columns; ++k) sum = fma(panel[size_t(k) * ld + i], weight[k], sum);
+            x_[rows[i]] = x_[rows[i]] - sum;
+        }
     }
 
     void backward(int s, V* x_) const {
@@ -319,47 +330,71 @@ struct Ldl {
         const V* panel = L + p.panel[s];
         const int* rows = p.rows + p.rows_at[s];
         V *mine = x_ + first, *far = x + p.size;
-        if (count) {
-            const bool whole = !is_pack<V> && parts > 1 && count > loose_rows;
-            for (int i = 0; whole && i < count; i += parts) {
+        if (columns == 1 && (is_pack<V> || count < parts)) {
+            if (count) mine[0] = mine[0] - dot(count, panel + 1, [&](int i) { return x_[rows[i]]; });
+            return;
+        }
+        if (!is_pack<V> && count >= parts) {
+            for (int i = 0; i < count; i += parts) {
                 const int some = count - i < parts ? count - i : parts;
                 Partial::gather_first(reinterpret_cast<const T*>(x_), rows + i, some).store_first(reinterpret_cast<T*>(far) + i, some);
             }
-            for (int i = 0; !whole && i < count; ++i) far[i] = x_[rows[i]];
+        } else {
+            for (int i = 0; i < count; ++i) far[i] = x_[rows[i]];
         }
         for (int k = columns - 1; k >= 0; --k) {
-            V v = count ? mine[k] - dot(count, panel + size_t(k) * ld + columns, far) : mine[k];
+            V v = mine[k];
+            if (count) v = v - dot(count, panel + size_t(k) * ld + columns, [&](int i) { return far[i]; }, far);
             for (int i = columns - 1; i > k; --i) v = fnma(panel[size_t(k) * ld + i], mine[i], v);  // the one just found last
             mine[k] = v;
         }
     }
     static constexpr int parts = native_width<T>;
     using Partial = Pack<T, parts>;
-    // In as many partial sums as a register has scalars: the same for a lane as for a matrix alone.
-    static OPTLAYER_INLINE V dot(int count, const V* a, const V* b) {
+    // Σ a_i b(i) in as many partial sums as a register has scalars: the same for a lane as for a matrix alone. `all`: where the
+    // b(i) lie, of a matrix alone with so many.
+    template <class At>
+    static OPTLAYER_INLINE V dot(int count, const V* a, At&& b, [[maybe_unused]] const V* all = nullptr) {
+        if (count < parts) {
+            if (count == 1) return few<1>(a, b);
+            if (count == 2) return few<2>(a, b);
+            if (count == 3) return few<3>(a, b);
+            if (count == 4) return few<4>(a, b);
+            if (count == 5) return few<5>(a, b);
+            return count == 6 ? few<6>(a, b) : few<7>(a, b);
+        }
+        static_assert(parts <= 8, "as many cases as a register has scalars");
         if constexpr (is_pack<V> || parts == 1) {
-            if (count == 1) return a[0] * b[0];
-            if (count == 2) return a[0] * b[0] + a[1] * b[1];
             V sum[parts];
-            for (int i = 0; i < parts; ++i) sum[i] = i < count ? a[i] * b[i] : V(0);
+            OPTLAYER_UNROLL for (int i = 0; i < parts; ++i) sum[i] = a[i] * b(i);
             int i = parts;
             for (; i + parts <= count; i += parts)
-                OPTLAYER_UNROLL for (int j = 0; j < parts; ++j) sum[j] = fma(a[i + j], b[i + j], sum[j]);
-            for (; i < count; ++i) sum[i % parts] = fma(a[i], b[i], sum[i % parts]);
+                OPTLAYER_UNROLL for (int j = 0; j < parts; ++j) sum[j] = fma(a[i + j], b(i + j), sum[j]);
+            for (; i < count; ++i) sum[i % parts] = fma(a[i], b(i), sum[i % parts]);
             for (int half = parts / 2; half; half /= 2)
                 for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
             return sum[0];
         } else {
-            if (count == 1) return a[0] * b[0];
-            if (count == 2) return a[0] * b[0] + a[1] * b[1];
-            if (count == 3) return (a[0] * b[0] + a[2] * b[2]) + a[1] * b[1];
-            if (count < parts) return (Partial::load_first(a, count) * Partial::load_first(b, count)).folded();
-            Partial sum = Partial::load(a) * Partial::load(b);
+            Partial sum = Partial::load(a) * Partial::load(all);
             int i = parts;
-            for (; i + parts <= count; i += parts) sum = fma(Partial::load(a + i), Partial::load(b + i), sum);
-            if (i < count) sum = fma(Partial::load_first(a + i, count - i), Partial::load_first(b + i, count - i), sum);
+            for (; i + parts <= count; i += parts) sum = fma(Partial::load(a + i), Partial::load(all + i), sum);
+            if (i < count) sum = fma(Partial::load_first(a + i, count - i), Partial::load_first(all + i, count - i), sum);
             return sum.folded();
         }
+    }
+    // The same where some partial sums have no term.
+    template <int count, class At>
+    static OPTLAYER_INLINE V few(const V* a, At&& b) {
+        V part[count];
+        OPTLAYER_UNROLL for (int i = 0; i < count; ++i) part[i] = a[i] * b(i);
+        int left = count;
+        OPTLAYER_UNROLL for (int half = 4; half; half /= 2) {
+            if (half >= parts) continue;
+            OPTLAYER_UNROLL for (int i = 0; i < half; ++i)
+                if (i + half < left) part[i] = part[i] + part[i + half];
+            left = left < half ? left : half;
+        }
+        return part[0];
     }
 };
 
