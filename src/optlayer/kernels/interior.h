@@ -42,11 +42,16 @@ struct Interior : Verdict<Tm, V, U, D> {
             system.row_values(x.v);
             V infeasible = V(0), mu = V(0), far = V(0);
             t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.e[i] = V(0); });
+            // and the predictor, which goes for the aim. With w = 1/(s + soft lam):  dlam = w (lam (σ dt + r) - target),  ds = soft dlam - r - σ dt
             x.each(t, [&](int k, int i, V sg) {
-                x.r[k] = x.on[k] * fnma(x.soft_side(k), x.lam[k], fma(sg, x.v[i], x.s[k]) - x.h[k]);
-                infeasible = max(infeasible, abs(x.r[k]) * x.d[i]);
-                mu = fma(x.s[k], x.lam[k], mu);
-                far = max(far, x.on[k] * abs(fma(x.s[k], x.lam[k], -aim)));
+                const V s = x.s[k], lam = x.lam[k], r = x.on[k] * fnma(x.soft_side(k), lam, fma(sg, x.v[i], s) - x.h[k]);
+                const V target = fma(s, lam, -(x.on[k] * aim)), w = V(1) / fma(x.soft_side(k), lam, s);
+                infeasible = max(infeasible, abs(r) * x.d[i]);
+                mu = fma(s, lam, mu);
+                far = max(far, x.on[k] * abs(target));
+                x.r[k] = r, x.c[k] = w, x.ds[k] = target;
+                x.D[i] = fma(lam, w, x.D[i]);
+                x.e[i] = fma(sg, fma(lam, r, -target) * w, x.e[i]);
             });
             t.largest(infeasible), t.total(mu), t.largest(far);
             mu = mu / max(x.count, V(1));
@@ -77,31 +82,24 @@ struct Interior : Verdict<Tm, V, U, D> {
             if (!any(live)) return;
             out.iterations = select(live, out.iterations + V(1), out.iterations);
 
-            // predictor: go for the aim. With w = 1/(s + soft lam):  dlam = w (lam (σ dt + r) - target),  ds = soft dlam - r - σ dt
-            x.each(t, [&](int k, int i, V sg) {
-                const V w = V(1) / fma(x.soft_side(k), x.lam[k], x.s[k]);
-                x.c[k] = w;
-                x.ds[k] = fma(x.s[k], x.lam[k], -(x.on[k] * aim));
-                x.D[i] = fma(x.lam[k], w, x.D[i]);
-                x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -x.ds[k]) * w, x.e[i]);
-            });
             system.factor(x.D);
             if constexpr (System::proximal) system.left = mu / (system.unit * system.unit_dual);
             system.direction(x.e, x.dy, x.dt);
             V step = V(1), of_lam = V(1);
             V& dual_step = System::proximal ? of_lam : step;  // (one for both where residuals are not all found anew)
+            V by_s = V(0), by_lam = V(0), by_both = V(0);     // of lam∘s after a step
             x.each(t, [&](int k, int i, V sg) {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
-                const V ds = fma(x.soft_side(k), dl, -moved);
+                const V ds = fma(x.soft_side(k), dl, -moved), on = x.on[k];
                 x.ds[k] = ds, x.dlam[k] = dl;
-                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), V(1)));
-                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), V(1)));
+                step = min(step, select(on > V(0), longest(x.s[k], ds), V(1)));
+                dual_step = min(dual_step, select(on > V(0), longest(x.lam[k], dl), V(1)));
+                by_s = fma(on * ds, x.lam[k], by_s), by_lam = fma(on * dl, x.s[k], by_lam), by_both = fma(on * ds, dl, by_both);
             });
             t.smallest(step);
             if constexpr (System::proximal) t.smallest(dual_step);
-            V after = V(0);
-            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(dual_step, x.dlam[k], x.lam[k]), after); });
-            t.total(after);
+            t.total(by_s), t.total(by_lam), t.total(by_both);
+            const V after = fma(step, fma(dual_step, by_both, by_s), fma(dual_step, by_lam, mu * max(x.count, V(1))));
             auto moving = live;
             if constexpr (System::proximal) {  // (a factor that growth has spoilt)
                 moving = live & (after - after >= V(0));
