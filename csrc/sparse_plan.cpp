@@ -15,7 +15,7 @@ constexpr int widest_panel = 32;  // columns; wider supernodes are split, so tha
 // Zeros that a panel may store to be merged with its parent, by its columns; `make bench-sparse` moves these.
 bool worth_merging(double columns, double zeros, double entries) {
     if (columns <= 4) return zeros <= 0.25 * entries;
-    if (columns <= 16) return zeros <= 0.1 * entries;
+    if (columns <= 16) return zeros <= 0.2 * entries;
     return zeros <= 0.05 * entries;
 }
 
