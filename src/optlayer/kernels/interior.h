@@ -87,19 +87,18 @@ struct Interior : Verdict<Tm, V, U, D> {
             system.direction(x.e, x.dy, x.dt);
             V step = V(1), of_lam = V(1);
             V& dual_step = System::proximal ? of_lam : step;  // (one for both where residuals are not all found anew)
-            V by_s = V(0), by_lam = V(0), by_both = V(0);     // of lam∘s after a step
             x.each(t, [&](int k, int i, V sg) {
                 const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
-                const V ds = fma(x.soft_side(k), dl, -moved), on = x.on[k];
+                const V ds = fma(x.soft_side(k), dl, -moved);
                 x.ds[k] = ds, x.dlam[k] = dl;
-                step = min(step, select(on > V(0), longest(x.s[k], ds), V(1)));
-                dual_step = min(dual_step, select(on > V(0), longest(x.lam[k], dl), V(1)));
-                by_s = fma(on * ds, x.lam[k], by_s), by_lam = fma(on * dl, x.s[k], by_lam), by_both = fma(on * ds, dl, by_both);
+                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), V(1)));
+                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), V(1)));
             });
             t.smallest(step);
             if constexpr (System::proximal) t.smallest(dual_step);
-            t.total(by_s), t.total(by_lam), t.total(by_both);
-            const V after = fma(step, fma(dual_step, by_both, by_s), fma(dual_step, by_lam, mu * max(x.count, V(1))));
+            V after = V(0);
+            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(dual_step, x.dlam[k], x.lam[k]), after); });
+            t.total(after);
             auto moving = live;
             if constexpr (System::proximal) {  // (a factor that growth has spoilt)
                 moving = live & (after - after >= V(0));
