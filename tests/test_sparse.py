@@ -611,6 +611,22 @@ def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int
         assert np.abs(leaves["q"].grad[k].numpy()).max() <= 1e-9 * (1 + np.abs(v).max())
 
 
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_point_at_zero_is_found_in_few_steps(copies: int) -> None:
+    """Nothing but sides holds z, at zero; each may be there more than once. Refinement makes z smaller for ever."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        n = 5
+        y = -torch.rand(n, dtype=torch.float64) * 10.0 ** torch.randint(-3, 4, (n,))
+        eye = torch.eye(n, dtype=torch.float64)
+        zero = torch.zeros(copies * n, dtype=torch.float64)
+        G = torch.cat([-eye.repeat(copies, 1), zero[:, None].repeat(1, n)], 1)
+        A, Q = torch.cat([eye, -eye], 1), torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(n)  # r = z - y
+        s = solve(Diagonal(Q), 0 * Q, Sparse.from_dense(G), zero, Sparse.from_dense(A), y)
+        assert s.z[:n].abs().max() <= 1e-15 * y.abs().max() and torch.allclose(s.z[n:], -y, rtol=1e-14)
+        assert s.iterations <= 9
+
+
 def test_errors_name_what_is_wrong() -> None:
     eye, q = Sparse.from_dense(torch.eye(3, dtype=torch.float64)), torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="one for each entry"):

@@ -316,7 +316,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         const M weak = system.weak > V(0);
         M going = which, stale = which, done = which & !which;
         Left before{V(T(1e30)), V(T(1e30))};
-        V steps = V(0), factors = V(0), slow = V(0), shrunk = V(0);  // (of each lane, as if it were alone)
+        V steps = V(0), factors = V(0), slow = V(0), unseen = V(0), shrunk = V(0);  // (of each lane, as if it were alone)
         const auto weigh = [&] {
             if (!any(stale & going)) return;
             factors = select(stale & going, factors + V(1), factors);
@@ -328,7 +328,9 @@ struct Interior : Verdict<Tm, V, U, D> {
             weigh();
             const Left now = residuals(any(steps > V(0)));
             slow = select(halved(now, before), V(0), slow + V(1));
-            const auto look = going & (slow > V(0));
+            // (residuals of a point at zero halve for ever)
+            const auto look = going & ((slow > V(0)) | (unseen >= V(S::most_unseen)));
+            unseen = select(look, V(0), unseen + V(1));
             if (any(look)) {
                 keep_bounds(t, x, out, look);
                 system.keep_fixed(out.z, look);

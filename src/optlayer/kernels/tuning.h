@@ -61,8 +61,9 @@ template <> struct Tuning<double> {
     static constexpr double weak_regularisation = 1e-13, late = 0.1;
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
     // The polish of a sparse problem (finish, interior.h): steps and factors at most (fewer from the first, early point, for the
-    // other lanes wait), steps without progress after which R shrinks, how often and how much. [maros, benchmarks/sparse.py]
-    static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3;
+    // other lanes wait), steps without progress after which R shrinks, how often and how much; steps with progress that are not
+    // judged. [maros, benchmarks/sparse.py]
+    static constexpr int most_steps = 40, few_factors = 6, most_factors = 20, patience = 3, shrinks = 3, most_unseen = 5;
     static constexpr double shrink = 1e-2;
     static constexpr double firmest = 1e-5;          // from which R grows no more, where growth has spoilt a factor [tests/test_sparse.py]
     static constexpr double same_force = 1e-2;       // what changes a force by less, relative, has not changed it (go_far) [benchmarks/sparse.py]
