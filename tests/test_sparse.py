@@ -573,13 +573,13 @@ def test_no_gradient_from_a_factor_that_growth_has_spoilt(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 4, 8])
-@pytest.mark.parametrize("growth, steps", [(1.0, 90), (1.3, 375)])
+@pytest.mark.parametrize(("growth", "steps"), [(1.0, 90), (1.3, 375)])
 def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int) -> None:
-    """Costs of inputs and states alone, which are bounded, and dynamics that grow: a vertex, where an LDLᵀ in a static order
-    loses all its digits unless R is larger (and where R then hides what holds the last of them, unless it pivots)."""
+    """Costs of inputs and states alone, which are bounded, and dynamics that grow: a vertex, where an LDLᵀ in a static
+    order loses all its digits unless R is larger, and where R may then hide what holds the last variables."""
     rng = np.random.default_rng(seed)
     states, inputs = 6, 2
-    width, n = states + inputs, steps * (states + inputs)
+    n = steps * (states + inputs)
     M = rng.standard_normal((states, states))
     M *= growth / np.abs(np.linalg.eigvals(M)).max()
     B = rng.standard_normal((states, inputs))
@@ -602,8 +602,11 @@ def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int
         z, nu = (x[k].detach().numpy() for x in (solution.z, solution.nu))
         held = (solution.lam_lb + solution.lam_ub)[k].detach().numpy() > 0
         force = q[k] + A.T @ nu
-        assert np.abs(A @ z - b).max() <= 1e-12 and np.abs(z).max() <= 1 and np.abs(z[held]).min() == 1
-        assert np.abs(force[~held]).max() <= 1e-9 and (force * z)[held].max() <= 0
+        assert np.abs(A @ z - b).max() <= 1e-12
+        assert np.abs(z).max() <= 1
+        assert np.abs(z[held]).min() == 1
+        assert np.abs(force[~held]).max() <= 1e-9
+        assert (force * z)[held].max() <= 0
         assert (~held).sum() == len(b)  # not degenerate: A of the free variables is square, dz/db its inverse
         basis = sp.csc_matrix(A[:, ~held])
         v = sp.linalg.splu(sp.csc_matrix(basis.T)).solve(r[k][~held])
@@ -621,9 +624,11 @@ def test_a_point_at_zero_is_found_in_few_steps(copies: int) -> None:
         eye = torch.eye(n, dtype=torch.float64)
         zero = torch.zeros(copies * n, dtype=torch.float64)
         G = torch.cat([-eye.repeat(copies, 1), zero[:, None].repeat(1, n)], 1)
-        A, Q = torch.cat([eye, -eye], 1), torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(n)  # r = z - y
+        A = torch.cat([eye, -eye], 1)  # r = z - y
+        Q = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(n)
         s = solve(Diagonal(Q), 0 * Q, Sparse.from_dense(G), zero, Sparse.from_dense(A), y)
-        assert s.z[:n].abs().max() <= 1e-15 * y.abs().max() and torch.allclose(s.z[n:], -y, rtol=1e-14)
+        assert s.z[:n].abs().max() <= 1e-15 * y.abs().max()
+        assert torch.allclose(s.z[n:], -y, rtol=1e-14)
         assert s.iterations <= 9
 
 

@@ -68,7 +68,7 @@ template <class T> struct Member {
 
     // A sum, that of the sizes of its terms, and what rounding may leave of it where it is zero.
     struct Sum {
-        double value = 0, terms = 0, zero = 0;
+        double value = 0, terms = 0, zero = 1e-40;  // (where refinement makes what is none smaller and smaller)
         void add(double x) { value += x, terms += std::fabs(x); }
         double share(double off) const { return std::fabs(off) <= zero ? 0 : std::fabs(off) / terms; }
         double share() const { return share(value); }
