@@ -284,7 +284,7 @@ class SparseCall {
         return true;
     }
 
-    // Why a member is not solved: numbers that are none, an objective that is not convex, or a proof.
+    // Why a member is not solved: numbers that are none, an objective that is not convex, a proof, or growth: then pivoting may do.
     void judge_failure(int64_t k, char* room, bool spoilt) {
         int32_t& status = View<int32_t>(g.status).of(k)[0];
         if (!valid(k)) {

@@ -11,9 +11,8 @@ namespace optlayer {
 class SparseLu {
   public:
     void place(const LdlPlan& plan, Arena&, Arena&) { plan_ = &plan; }
-    // False: the matrix is singular to working precision.
-    bool factor(const double* values, const double* diagonal, const double* least);
-    void solve(double* x) const;
+    void factor(const double* values, const double* diagonal, const double* least);
+    void solve(double* x) const;  // NaN, where the matrix is singular to working precision
 
   private:
     struct Factor;

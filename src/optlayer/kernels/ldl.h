@@ -304,15 +304,15 @@ struct Ldl {
         const V* panel = L + p.panel[s];
         const int* rows = p.rows + p.rows_at[s];
         V* mine = x_ + first;
-        if (columns == 1 && row_by_row(count)) return spread<1>(count, panel + 1, ld, mine, x_, rows);
         for (int k = 0; k < columns; ++k)
             for (int i = k + 1; i < columns; ++i) mine[i] = fnma(panel[size_t(k) * ld + i], mine[k], mine[i]);
-        if (columns == 2 && row_by_row(count)) return spread<2>(count, panel + 2, ld, mine, x_, rows);
-        if (columns == 3 && row_by_row(count)) return spread<3>(count, panel + 3, ld, mine, x_, rows);
-        if (columns == 4 && row_by_row(count)) return spread<4>(count, panel + 4, ld, mine, x_, rows);
+        const bool row_by_row = is_pack<V> || count < 2 * detail::Rows<V>::step;
+        if (row_by_row && columns == 1) return spread<1>(count, panel + 1, ld, mine, x_, rows);
+        if (row_by_row && columns == 2) return spread<2>(count, panel + 2, ld, mine, x_, rows);
+        if (row_by_row && columns == 3) return spread<3>(count, panel + 3, ld, mine, x_, rows);
+        if (row_by_row && columns == 4) return spread<4>(count, panel + 4, ld, mine, x_, rows);
         detail::subtract_product(count, 1, columns, panel + columns, ld, mine, 1, x_, 0, rows);
     }
-    static bool row_by_row(int count) { return is_pack<V> || count < 2 * detail::Rows<V>::step; }
     template <int columns>
     static OPTLAYER_INLINE void spread(int count, const V* panel, int ld, const V* mine, V* x_, const int* rows) {
         V weight[columns];
