@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include <Eigen/OrderingMethods>
@@ -144,19 +145,39 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
     }
     std::reverse(runs.begin(), runs.end());
 
+    // leaves, the columns that nothing updates, first, by how many rows they have below
+    constexpr int no_leaf = std::numeric_limits<int>::max();
+    const auto rank = [&](const Run& run) { return run.last - run.first == 1 && children[run.first].empty() ? count[run.first] : no_leaf; };
+    std::stable_sort(runs.begin(), runs.end(), [&](const Run& a, const Run& b) { return rank(a) < rank(b); });
+    const auto leaves_below = [&](int rows) { return int(std::partition_point(runs.begin(), runs.end(), [&](const Run& a) { return rank(a) < rows; }) - runs.begin()); };
+    for (int c = 0; c <= LdlPlan::most_few + 1; ++c) plan.few[c] = leaves_below(c);
+    plan.leaves = leaves_below(no_leaf);
+    {
+        std::vector<int> moved;
+        for (const Run& run : runs)
+            for (int k = run.first; k < run.last; ++k) moved.push_back(k);
+        const std::vector<int> after = inverse_of(moved);
+        for (int& k : moved) k = order[k];
+        for (Run& run : runs) {
+            std::vector<int>& rows = below[run.last - 1];
+            for (int& i : rows) i = after[i];
+            std::sort(rows.begin(), rows.end());
+        }
+        order = moved, place = inverse_of(order);
+    }
+
     first_ = {0}, rows_at_ = {0}, panel_ = {0};
     std::vector<int> of(size);  // the supernode of each column
     for (const Run& run : runs) {
-        std::vector<int>& rows = below[run.last - 1];
-        std::sort(rows.begin(), rows.end());
-        const int columns = run.last - run.first, pieces = (columns + widest_panel - 1) / widest_panel;
+        const std::vector<int>& rows = below[run.last - 1];
+        const int columns = run.last - run.first, pieces = (columns + widest_panel - 1) / widest_panel, first = first_.back(), last = first + columns;
         for (int piece = 0; piece < pieces; ++piece) {  // as even as they come
-            const int from = run.first + int(int64_t(columns) * piece / pieces), to = run.first + int(int64_t(columns) * (piece + 1) / pieces);
+            const int from = first_.back(), to = first + int(int64_t(columns) * (piece + 1) / pieces);
             const int s = int(first_.size()) - 1;
             for (int k = from; k < to; ++k) of[k] = s;
-            for (int k = to; k < run.last; ++k) rows_.push_back(k);
+            for (int k = to; k < last; ++k) rows_.push_back(k);
             rows_.insert(rows_.end(), rows.begin(), rows.end());
-            const int below_count = run.last - to + int(rows.size());
+            const int below_count = last - to + int(rows.size());
             first_.push_back(to), rows_at_.push_back(int(rows_.size()));
             panel_.push_back(panel_.back() + int64_t(to - from) * (to - from + below_count));
             plan.widest = std::max(plan.widest, to - from), plan.tallest = std::max(plan.tallest, to - from + below_count);
@@ -188,40 +209,52 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
         return i < first_[s + 1] ? i - first_[s] : columns + int(std::lower_bound(rows, rows + rows_at_[s + 1] - rows_at_[s], i) - rows);
     };
     const auto height_of = [&](int s) { return first_[s + 1] - first_[s] + rows_at_[s + 1] - rows_at_[s]; };
-    kind_.assign(plan.supernodes, LdlPlan::LISTED);
-    for (int s = 0; s < plan.supernodes; ++s) {
-        if (first_[s + 1] == first_[s] + 1 && sources_at_[s] == sources_at_[s + 1]) kind_[s] = LdlPlan::LEAF;
-        for (int e = sources_at_[s]; e < sources_at_[s + 1]; ++e) {
-            LdlPlan::Source& source = sources_[e];
-            const int k = source.supernode, high = rows_at_[k + 1] - rows_at_[k] - source.from;
-            if (!LdlPlan::narrow(first_[k + 1] - first_[k], high, source.count)) {
-                kind_[s] = LdlPlan::PANEL;
-                continue;
-            }
-            source.to = int(targets_.size());
-            const int* theirs = rows_.data() + rows_at_[k] + source.from;
-            for (int c = 0; c < source.count; ++c)
-                for (int i = c; i < high; ++i) targets_.push_back((theirs[c] - first_[s]) * height_of(s) + place_in(s, theirs[i]));
-        }
-    }
-
-    // where the matrix's own entries go
+    // where the matrix's own entries go, in each supernode by their place
     entries_at_.assign(plan.supernodes + 1, 0);
     const auto column_of = [&](size_t e) { return std::min(place[row[e]], place[col[e]]); };
     for (size_t e = 0; e < row.size(); ++e) ++entries_at_[of[column_of(e)] + 1];
     std::partial_sum(entries_at_.begin(), entries_at_.end(), entries_at_.begin());
-    entry_.resize(row.size()), place_.resize(row.size());
+    std::vector<std::pair<int, int>> placed(row.size());
     next.assign(entries_at_.begin(), entries_at_.end() - 1);
     for (size_t e = 0; e < row.size(); ++e) {
         const int c = column_of(e), r = std::max(place[row[e]], place[col[e]]), s = of[c];
-        const int k = next[s]++;
-        entry_[k] = int(e), place_[k] = (c - first_[s]) * height_of(s) + place_in(s, r);
+        placed[next[s]++] = {(c - first_[s]) * height_of(s) + place_in(s, r), int(e)};
+    }
+    for (int s = 0; s < plan.supernodes; ++s) std::sort(placed.begin() + entries_at_[s], placed.begin() + entries_at_[s + 1]);
+    for (const auto& [at, e] : placed) place_.push_back(at), entry_.push_back(e);
+
+    // what each source subtracts: from few rows of a leaf term by term, from others that are narrow by a list of targets
+    listed_.assign(plan.supernodes, 1), terms_at_ = {0};
+    for (int s = 0; s < plan.supernodes; ++s) {
+        int kept = sources_at_[s];
+        for (int e = sources_at_[s]; e < sources_at_[s + 1]; ++e) {
+            LdlPlan::Source source = sources_[e];
+            const int k = source.supernode, high = rows_at_[k + 1] - rows_at_[k] - source.from;
+            const int* theirs = rows_.data() + rows_at_[k] + source.from;
+            const auto each_target = [&](auto&& f) {
+                for (int c = 0; c < source.count; ++c)
+                    for (int i = c; i < high; ++i) f(c, i, (theirs[c] - first_[s]) * height_of(s) + place_in(s, theirs[i]));
+            };
+            if (k < plan.few[LdlPlan::most_few + 1]) {
+                each_target([&](int c, int i, int to) { terms_.push_back({to, int(panel_[k]) + 1 + source.from + i, entry_[entries_at_[k] + source.from + c]}); });
+                continue;
+            }
+            if (LdlPlan::narrow(first_[k + 1] - first_[k], high, source.count)) {
+                source.to = int(targets_.size());
+                each_target([&](int, int, int to) { targets_.push_back(to); });
+            } else {
+                listed_[s] = 0;
+            }
+            sources_[kept++] = source;
+        }
+        sources_until_.push_back(kept), terms_at_.push_back(int(terms_.size()));
     }
     sign_.resize(size);
     for (int k = 0; k < size; ++k) sign_[k] = sign[order[k]];
 
     plan.first = first_.data(), plan.rows_at = rows_at_.data(), plan.rows = rows_.data(), plan.panel = panel_.data();
-    plan.sources_at = sources_at_.data(), plan.sources = sources_.data(), plan.targets = targets_.data(), plan.kind = kind_.data();
+    plan.sources_at = sources_at_.data(), plan.sources = sources_.data(), plan.sources_until = sources_until_.data();
+    plan.targets = targets_.data(), plan.listed = listed_.data(), plan.terms_at = terms_at_.data(), plan.terms = terms_.data();
     plan.entries_at = entries_at_.data(), plan.entry = entry_.data(), plan.place = place_.data(), plan.sign = sign_.data();
 }
 

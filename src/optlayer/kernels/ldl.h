@@ -10,6 +10,10 @@ namespace optlayer {
 // What is found once for a pattern (csrc/sparse_plan.h). Positions are those of the elimination order.
 struct LdlPlan {
     int size = 0, supernodes = 0;
+    // Leaves, the columns that no other one updates, come first, by how many rows they have below: few[c] is the first with at
+    // least c. Those with few rows are often most of all columns, and short loops that are alike take them.
+    static constexpr int most_few = 4;
+    int leaves = 0, few[most_few + 2];
     const int* first;       // supernodes + 1: columns of a supernode
     const int* rows_at;     // supernodes + 1: where its rows below begin
     const int* rows;        // ascending
@@ -18,11 +22,13 @@ struct LdlPlan {
         int supernode, from, count;
         int to;             // where in `targets` its targets begin, column by column, each from its diagonal on; -1: too many to list
     };
-    const int* sources_at;  // supernodes + 1
+    const int *sources_at, *sources_until;  // of each supernode: those that are no leaves with few rows
     const Source* sources;
     const int* targets;     // in the panel
-    enum Kind : char { PANEL, LISTED, LEAF };  // LISTED: all of its sources' targets are; LEAF: one column, no source
-    const char* kind;       // of each supernode
+    const char* listed;     // of each supernode: whether all of its sources' targets are
+    struct Term { int target, left, right; };  // of a leaf with few rows: in the panel, in L, among the values
+    const int* terms_at;    // supernodes + 1
+    const Term* terms;
     const int* entries_at;  // supernodes + 1: entries of the matrix below its diagonal: which value, where in the panel
     const int *entry, *place;
     const signed char* sign;  // of each pivot
@@ -148,23 +154,27 @@ struct Ldl {
         V worst = V(T(1));
         const LdlPlan& p = *plan;
         int* rows = at + p.size;
-        for (int s = 0; s < p.supernodes; ++s) {
+        for (int k = 0; k < p.leaves; ++k) {
+            const V inv = find_pivot(k, diagonal[k], least, worst);
+            V* column = L + p.panel[k] + 1;
+            for (int e = p.entries_at[k]; e < p.entries_at[k + 1]; ++e) *column++ = V(values[p.entry[e]]) * inv;
+        }
+        for (int s = p.leaves; s < p.supernodes; ++s) {
             const int first = p.first[s], columns = p.columns(s), below = p.below(s), ld = columns + below;
             V* panel = L + p.panel[s];
-            if (p.kind[s] == LdlPlan::LEAF) {
-                const V inv = find_pivot(first, diagonal[first], least, worst);
-                for (int e = p.entries_at[s]; e < p.entries_at[s + 1]; ++e) panel[p.place[e]] = V(values[p.entry[e]]) * inv;
-                continue;
-            }
             for (int64_t i = 0; i < int64_t(ld) * columns; ++i) panel[i] = V(0);
             for (int e = p.entries_at[s]; e < p.entries_at[s + 1]; ++e) panel[p.place[e]] = panel[p.place[e]] + V(values[p.entry[e]]);
             for (int k = 0; k < columns; ++k) panel[size_t(k) * (ld + 1)] = panel[size_t(k) * (ld + 1)] + diagonal[first + k];
-            if (p.kind[s] == LdlPlan::PANEL) {
+            for (int e = p.terms_at[s]; e < p.terms_at[s + 1]; ++e) {
+                const LdlPlan::Term& m = p.terms[e];
+                panel[m.target] = fnma(L[m.left], V(values[m.right]), panel[m.target]);
+            }
+            if (!p.listed[s]) {
                 for (int k = 0; k < columns; ++k) at[first + k] = k;
                 const int* mine = p.rows + p.rows_at[s];
                 for (int i = 0; i < below; ++i) at[mine[i]] = columns + i;
             }
-            for (int e = p.sources_at[s]; e < p.sources_at[s + 1]; ++e) subtract_source(p.sources[e], panel, ld, rows);
+            for (int e = p.sources_at[s]; e < p.sources_until[s]; ++e) subtract_source(p.sources[e], panel, ld, rows);
             if (columns == 1) {
                 const V inv = find_pivot(first, panel[0], least, worst);
                 for (int i = 1; i <= below; ++i) panel[i] = panel[i] * inv;
@@ -178,9 +188,12 @@ struct Ldl {
     // x := K⁻¹ x, in the order of elimination
     void solve(V* x_) const {
         const LdlPlan& p = *plan;
-        for (int s = 0; s < p.supernodes; ++s) forward(s, x_);
+        const int others = p.few[LdlPlan::most_few + 1];
+        forward_leaves<1>(x_), forward_leaves<2>(x_), forward_leaves<3>(x_), forward_leaves<4>(x_);
+        for (int s = others; s < p.supernodes; ++s) forward(s, x_);
         for (int i = 0; i < p.size; ++i) x_[i] = x_[i] * inverse[i];
-        for (int s = p.supernodes - 1; s >= 0; --s) backward(s, x_);
+        for (int s = p.supernodes - 1; s >= others; --s) backward(s, x_);
+        backward_leaves<1>(x_), backward_leaves<2>(x_), backward_leaves<3>(x_), backward_leaves<4>(x_);
     }
 
   private:
@@ -295,6 +308,27 @@ struct Ldl {
             for (int k = 0; k < j; ++k) v = fnma(l[k], Unit(a[j][k]), v);
             l[j] = v * Unit(inv[j]);
             detail::store_rows<full>(l[j], row + size_t(j) * ld, count);
+        }
+    }
+
+    // The leaves with so many rows below.
+    template <int count>
+    void forward_leaves(V* x_) const {
+        const int from = plan->few[count], until = plan->few[count + 1];
+        const V* column = L + plan->panel[from] + 1;
+        const int* rows = plan->rows + plan->rows_at[from];
+        for (int k = from; k < until; ++k, column += count + 1, rows += count)
+            OPTLAYER_UNROLL for (int i = 0; i < count; ++i) x_[rows[i]] = fnma(column[i], x_[k], x_[rows[i]]);
+    }
+    template <int count>
+    void backward_leaves(V* x_) const {
+        const int from = plan->few[count], until = plan->few[count + 1];
+        const V* column = L + plan->panel[from] + 1;
+        const int* rows = plan->rows + plan->rows_at[from];
+        for (int k = from; k < until; ++k, column += count + 1, rows += count) {
+            V v = x_[k];
+            OPTLAYER_UNROLL for (int i = 0; i < count; ++i) v = fnma(column[i], x_[rows[i]], v);
+            x_[k] = v;
         }
     }
 
