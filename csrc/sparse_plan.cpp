@@ -235,7 +235,7 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
                 for (int c = 0; c < source.count; ++c)
                     for (int i = c; i < high; ++i) f(c, i, (theirs[c] - first_[s]) * height_of(s) + place_in(s, theirs[i]));
             };
-            if (k < plan.few[LdlPlan::most_few + 1]) {
+            if (k < plan.few[LdlPlan::most_termwise + 1]) {
                 each_target([&](int c, int i, int to) { terms_.push_back({to, int(panel_[k]) + 1 + source.from + i, entry_[entries_at_[k] + source.from + c]}); });
                 continue;
             }

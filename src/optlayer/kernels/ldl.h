@@ -11,8 +11,9 @@ namespace optlayer {
 struct LdlPlan {
     int size = 0, supernodes = 0;
     // Leaves, the columns that no other one updates, come first, by how many rows they have below: few[c] is the first with at
-    // least c. Those with few rows are often most of all columns, and short loops that are alike take them.
-    static constexpr int most_few = 4;
+    // least c. Those with few rows are often most of all columns: short loops that are alike take them, and what they subtract
+    // is listed term by term. [benchmarks/sparse.py]
+    static constexpr int most_few = 7, most_termwise = 4;
     int leaves = 0, few[most_few + 2];
     const int* first;       // supernodes + 1: columns of a supernode
     const int* rows_at;     // supernodes + 1: where its rows below begin
@@ -22,11 +23,11 @@ struct LdlPlan {
         int supernode, from, count;
         int to;             // where in `targets` its targets begin, column by column, each from its diagonal on; -1: too many to list
     };
-    const int *sources_at, *sources_until;  // of each supernode: those that are no leaves with few rows
+    const int *sources_at, *sources_until;  // of each supernode: those that are not listed as terms
     const Source* sources;
     const int* targets;     // in the panel
     const char* listed;     // of each supernode: whether all of its sources' targets are
-    struct Term { int target, left, right; };  // of a leaf with few rows: in the panel, in L, among the values
+    struct Term { int target, left, right; };  // of a leaf: in the panel, in L, among the values
     const int* terms_at;    // supernodes + 1
     const Term* terms;
     const int* entries_at;  // supernodes + 1: entries of the matrix below its diagonal: which value, where in the panel
@@ -189,11 +190,11 @@ struct Ldl {
     void solve(V* x_) const {
         const LdlPlan& p = *plan;
         const int others = p.few[LdlPlan::most_few + 1];
-        forward_leaves<1>(x_), forward_leaves<2>(x_), forward_leaves<3>(x_), forward_leaves<4>(x_);
+        forward_leaves(x_);
         for (int s = others; s < p.supernodes; ++s) forward(s, x_);
         for (int i = 0; i < p.size; ++i) x_[i] = x_[i] * inverse[i];
         for (int s = p.supernodes - 1; s >= others; --s) backward(s, x_);
-        backward_leaves<1>(x_), backward_leaves<2>(x_), backward_leaves<3>(x_), backward_leaves<4>(x_);
+        backward_leaves(x_);
     }
 
   private:
@@ -311,25 +312,23 @@ struct Ldl {
         }
     }
 
-    // The leaves with so many rows below.
-    template <int count>
+    // The leaves with `count` rows below, and those with more.
+    template <int count = 1>
     void forward_leaves(V* x_) const {
         const int from = plan->few[count], until = plan->few[count + 1];
         const V* column = L + plan->panel[from] + 1;
         const int* rows = plan->rows + plan->rows_at[from];
-        for (int k = from; k < until; ++k, column += count + 1, rows += count)
-            OPTLAYER_UNROLL for (int i = 0; i < count; ++i) x_[rows[i]] = fnma(column[i], x_[k], x_[rows[i]]);
+        for (int k = from; k < until; ++k, column += count + 1, rows += count) spread<1>(count, column, 0, x_ + k, x_, rows);
+        if constexpr (count < LdlPlan::most_few) forward_leaves<count + 1>(x_);
     }
-    template <int count>
+    template <int count = 1>
     void backward_leaves(V* x_) const {
         const int from = plan->few[count], until = plan->few[count + 1];
         const V* column = L + plan->panel[from] + 1;
         const int* rows = plan->rows + plan->rows_at[from];
-        for (int k = from; k < until; ++k, column += count + 1, rows += count) {
-            V v = x_[k];
-            OPTLAYER_UNROLL for (int i = 0; i < count; ++i) v = fnma(column[i], x_[rows[i]], v);
-            x_[k] = v;
-        }
+        for (int k = from; k < until; ++k, column += count + 1, rows += count)
+            x_[k] = x_[k] - few<count>(column, [&](int i) { return x_[rows[i]]; });
+        if constexpr (count < LdlPlan::most_few) backward_leaves<count + 1>(x_);
     }
 
     void forward(int s, V* x_) const {
