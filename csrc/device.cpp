@@ -15,6 +15,7 @@ namespace {
 template <class Value> struct Nobody {
     using V = Value;
     static constexpr bool by_rows = true;
+    using Wide = V;
     template <class F> void each(int, F&&) const {}
     template <class F> void each_pair(int, int, F&&) const {}
     template <class F> void each_lower(int, F&&) const {}

@@ -15,6 +15,7 @@ template <class Value>
 struct Thread {
     using V = Value;
     static constexpr bool by_rows = true;
+    using Wide = V;
     template <class F> void each(int n, F&& f) const {
         OPTLAYER_ROLLED
         for (int i = 0; i < n; ++i) f(i);
@@ -126,6 +127,7 @@ template <class Value, int threads>
 struct Block {
     using V = Value;
     static constexpr bool by_rows = true;
+    using Wide = V;
     static constexpr int warp = machine::warp, warps = threads / warp;
     static constexpr int side = warp / 4;                         // columns of a diagonal block; a lane holds a row
     static constexpr int octet = warp / 4, octets = threads / octet;  // lanes that share a dot product

@@ -10,6 +10,7 @@ template <class Tm, class V, class U, class System, class D = Data<V, U>>
 struct Interior : Verdict<Tm, V, U, D> {
     using Base = Verdict<Tm, V, U, D>;
     using T = scalar_of<V>;
+    using W = typename Tm::Wide;
     using Base::t, Base::a, Base::x, Base::out, Base::gd, Base::gp, Base::dz, Base::row, Base::judge;
     System& system;
     V* dnu;
@@ -40,19 +41,22 @@ struct Interior : Verdict<Tm, V, U, D> {
         V bold = V(1);     // 0 after a short step: back to the middle first, and no second order
         for (int it = 0; it < iterations; ++it) {
             system.row_values(x.v);
-            V infeasible = V(0), mu = V(0), far = V(0);
+            W most = W(0), farthest = W(0);
+            Tally<V, W> products;
             t.each(a.rows(), [&](int i) { x.D[i] = V(0); x.e[i] = V(0); });
             // and the predictor, which goes for the aim. With w = 1/(s + soft lam):  dlam = w (lam (σ dt + r) - target),  ds = soft dlam - r - σ dt
-            x.each(t, [&](int k, int i, V sg) {
-                const V s = x.s[k], lam = x.lam[k], r = x.on[k] * fnma(x.soft_side(k), lam, fma(sg, x.v[i], s) - x.h[k]);
-                const V target = fma(s, lam, -(x.on[k] * aim)), w = V(1) / fma(x.soft_side(k), lam, s);
-                infeasible = max(infeasible, abs(r) * x.d[i]);
-                mu = fma(s, lam, mu);
-                far = max(far, x.on[k] * abs(target));
-                x.r[k] = r, x.c[k] = w, x.ds[k] = target;
-                x.D[i] = fma(lam, w, x.D[i]);
-                x.e[i] = fma(sg, fma(lam, r, -target) * w, x.e[i]);
+            x.strips(t, [&](auto k, V sg) {
+                const W s = k(x.s), lam = k(x.lam), on = k(x.on), soft = W(x.soft_side(k.side));
+                const W r = on * fnma(soft, lam, fma(W(sg), k.row(x.v), s) - k(x.h));
+                const W target = fma(s, lam, -(on * W(aim))), w = W(1) / fma(soft, lam, s);
+                most = max(most, abs(r) * k.row(x.d));
+                farthest = max(farthest, on * abs(target));
+                products.add(k, s * lam);
+                k.put(x.r, r), k.put(x.c, w), k.put(x.ds, target);
+                k.put_row(x.D, fma(lam, w, k.row(x.D)));
+                k.put_row(x.e, fma(W(sg), fma(lam, r, -target) * w, k.row(x.e)));
             });
+            V infeasible = largest_of<V>(most), far = largest_of<V>(farthest), mu = products.sum();
             t.largest(infeasible), t.total(mu), t.largest(far);
             mu = mu / max(x.count, V(1));
             // condensed systems lose digits of stationarity as s/lam spreads; the polish and the verdict see to them
@@ -85,19 +89,32 @@ struct Interior : Verdict<Tm, V, U, D> {
             system.factor(x.D);
             if constexpr (System::proximal) system.left = mu / (system.unit * system.unit_dual);
             system.direction(x.e, x.dy, x.dt);
-            V step = V(1), of_lam = V(1);
-            V& dual_step = System::proximal ? of_lam : step;  // (one for both where residuals are not all found anew)
-            x.each(t, [&](int k, int i, V sg) {
-                const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
-                const V ds = fma(x.soft_side(k), dl, -moved);
-                x.ds[k] = ds, x.dlam[k] = dl;
-                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), V(1)));
-                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), V(1)));
+            W most_s = W(1), most_lam = W(1);
+            const auto shorten = [&](const auto& k, W s, W lam, W ds, W dlam) {
+                const auto on = k(x.on) > W(0);
+                W& of_lam = System::proximal ? most_lam : most_s;  // (one for both where residuals are not all found anew)
+                most_s = min(most_s, select(on, longest(s, ds), most_s));
+                of_lam = min(of_lam, select(on, longest(lam, dlam), of_lam));
+            };
+            V step, dual_step;
+            const auto join_steps = [&] {
+                step = dual_step = smallest_of<V>(most_s);
+                t.smallest(step);
+                if constexpr (System::proximal) dual_step = smallest_of<V>(most_lam), t.smallest(dual_step);
+                else dual_step = step;
+            };
+            x.strips(t, [&](auto k, V sg) {
+                const W s = k(x.s), lam = k(x.lam), moved = fma(W(sg), k.row(x.dt), k(x.r)), dl = fma(lam, moved, -k(x.ds)) * k(x.c);
+                const W ds = fma(W(x.soft_side(k.side)), dl, -moved);
+                k.put(x.ds, ds), k.put(x.dlam, dl);
+                shorten(k, s, lam, ds, dl);
             });
-            t.smallest(step);
-            if constexpr (System::proximal) t.smallest(dual_step);
-            V after = V(0);
-            x.each(t, [&](int k, int, V) { after = fma(fma(step, x.ds[k], x.s[k]), x.on[k] * fma(dual_step, x.dlam[k], x.lam[k]), after); });
+            join_steps();
+            products = {};
+            x.strips(t, [&](auto k, V) {
+                products.add(k, fma(W(step), k(x.ds), k(x.s)) * (k(x.on) * fma(W(dual_step), k(x.dlam), k(x.lam))));
+            });
+            V after = products.sum();
             t.total(after);
             auto moving = live;
             if constexpr (System::proximal) {  // (a factor that growth has spoilt)
@@ -111,42 +128,42 @@ struct Interior : Verdict<Tm, V, U, D> {
             V centre = max(sigma * mu, aim);  // not far below the end: infeasibility must keep pace
             if constexpr (System::proximal) centre = max(centre, V(T(0.1)) * tol * system.unit * system.unit_dual);
             t.each(a.rows(), [&](int i) { x.e[i] = V(0); });
-            x.each(t, [&](int k, int i, V sg) {
-                if constexpr (System::proximal) x.active[k] = select(moving, select((x.on[k] > V(0)) & (x.ds[k] * x.lam[k] < x.dlam[k] * x.s[k]), V(1), V(0)), x.active[k]);
-                const V target = x.on[k] * fma(bold * x.ds[k], x.dlam[k], fma(x.s[k], x.lam[k], -centre));
-                x.ds[k] = target;
-                x.e[i] = fma(sg, fma(x.lam[k], x.r[k], -target) * x.c[k], x.e[i]);
+            x.strips(t, [&](auto k, V sg) {
+                const W s = k(x.s), lam = k(x.lam), ds = k(x.ds), dlam = k(x.dlam), on = k(x.on);
+                if constexpr (System::proximal) k.put(x.active, select(mask_of<W>(moving), select((on > W(0)) & (ds * lam < dlam * s), W(1), W(0)), k(x.active)));
+                const W target = on * fma(W(bold) * ds, dlam, fma(s, lam, -W(centre)));
+                k.put(x.ds, target);
+                k.put_row(x.e, fma(W(sg), fma(lam, k(x.r), -target) * k(x.c), k.row(x.e)));
             });
             system.direction(x.e, x.dy, x.dt);
-            step = dual_step = V(T(1e10));
-            V sum = V(0);
-            x.each(t, [&](int k, int i, V sg) {
-                const V moved = fma(sg, x.dt[i], x.r[k]), dl = fma(x.lam[k], moved, -x.ds[k]) * x.c[k];
-                const V ds = fma(x.soft_side(k), dl, -moved);
-                x.ds[k] = ds, x.dlam[k] = x.on[k] * dl;
-                if constexpr (System::proximal) sum = sum + x.dlam[k];
-                step = min(step, select(x.on[k] > V(0), longest(x.s[k], ds), step));
-                dual_step = min(dual_step, select(x.on[k] > V(0), longest(x.lam[k], dl), dual_step));
+            most_s = most_lam = W(T(1e10));
+            products = {};
+            x.strips(t, [&](auto k, V sg) {
+                const W s = k(x.s), lam = k(x.lam), moved = fma(W(sg), k.row(x.dt), k(x.r)), dl = fma(lam, moved, -k(x.ds)) * k(x.c);
+                const W ds = fma(W(x.soft_side(k.side)), dl, -moved), dlam = k(x.on) * dl;
+                k.put(x.ds, ds), k.put(x.dlam, dlam);
+                if constexpr (System::proximal) products.add(k, dlam);
+                shorten(k, s, lam, ds, dl);
             });
-            t.smallest(step);
+            join_steps();
             const auto within = [](V v) { v = min(V(1), v * V(T(Tuning<T>::boundary))); return select(v >= V(0), v, V(0)); };
             step = within(step);
             if constexpr (System::proximal) {
-                t.smallest(dual_step);
                 dual_step = within(dual_step);
                 if (aimed) step = dual_step = min(step, dual_step);
+                const V sum = products.sum();
                 live = live & ((sum - sum >= V(0)) | !moving);  // (so deep that s and lam differ by more than numbers can)
                 moving = live & moving;
             } else {
-                moving = live;
+                dual_step = step, moving = live;
             }
-            x.each(t, [&](int k, int, V) {
-                const V s = fma(step, x.ds[k], x.s[k]), lam = fma(dual_step, x.dlam[k], x.lam[k]);
-                const auto moves = moving & (x.on[k] > V(0));
+            x.strips(t, [&](auto k, V) {
+                const W was = k(x.s), s = fma(W(step), k(x.ds), was), before = k(x.lam), lam = fma(W(dual_step), k(x.dlam), before);
+                const auto moves = mask_of<W>(moving) & (k(x.on) > W(0));
                 // Tapia's indicator: s falls like mu where a row is active, lam where it is not; free of units
-                if constexpr (!System::proximal) x.active[k] = select(moves, select(s * x.lam[k] < lam * x.s[k], V(1), V(0)), x.active[k]);
-                x.s[k] = select(moves, s, x.s[k]);
-                x.lam[k] = select(moves, lam, x.lam[k]);
+                if constexpr (!System::proximal) k.put(x.active, select(moves, select(s * before < lam * was, W(1), W(0)), k(x.active)));
+                k.put(x.s, select(moves, s, was));
+                k.put(x.lam, select(moves, lam, before));
             });
             system.advance(moving, step, dual_step, x.dy);
             moved = select(moving, step, V(0));
@@ -157,7 +174,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     }
 
     // largest step that keeps v + step dv >= 0
-    static V longest(V v, V dv) { return select(dv < V(0), -v / min(dv, V(-T(1e-37))), V(T(1e10))); }
+    static OPTLAYER_INLINE W longest(W v, W dv) { return select(dv < W(0), -v / min(dv, W(-T(1e-37))), W(T(1e10))); }
 
     // The point of the interior loop: y in row, z in dz, nu in dnu.
     OPTLAYER_CALL void find_interior() {

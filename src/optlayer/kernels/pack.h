@@ -381,4 +381,23 @@ template <class V> constexpr int lanes_of = detail::Parts<V>::lanes;
 template <class V> constexpr bool is_pack = lanes_of<V> > 1;
 template <class V> constexpr bool in_rows = is_pack<V> || native_width<scalar_of<V>> == 1;  // a register holds one row
 
+namespace detail {
+// What a register holds of an array of V: one value, of each lane's QP, or several of one QP alone.
+template <class V> struct Rows { using Unit = V; static constexpr int step = 1; };
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__aarch64__) || defined(__SSE2__)
+template <> struct Rows<double> { using Unit = Pack<double, native_width<double>>; static constexpr int step = native_width<double>; };
+#endif
+// A register of rows: a full one, or its first `count`.
+template <class Unit, bool full, class V> OPTLAYER_INLINE Unit load_rows(const V* p, int count) {
+    if constexpr (std::is_same<Unit, V>::value) return *p;
+    else if constexpr (full) return Unit::load(p);
+    else return Unit::load_first(p, count);
+}
+template <bool full, class Unit, class V> OPTLAYER_INLINE void store_rows(Unit x, V* p, int count) {
+    if constexpr (std::is_same<Unit, V>::value) *p = x;
+    else if constexpr (full) x.store(p);
+    else x.store_first(p, count);
+}
+}  // namespace detail
+
 }  // namespace optlayer

@@ -18,6 +18,7 @@ template <class Value>
 struct Solo {
     using V = Value;
     static constexpr bool by_rows = false;  // Sides::each: rows, then lower, then upper bounds
+    using Wide = typename detail::Rows<Value>::Unit;  // Sides::strips: a register
 
     template <class F>
     void each(int n, F&& f) const {
@@ -110,6 +111,7 @@ struct Solo {
 template <class Value>
 struct Scrambled : Solo<Value> {
     using V = Value;
+    using Wide = Value;
     mutable unsigned state = 1;
 
     template <class F>

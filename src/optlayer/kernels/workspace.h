@@ -50,6 +50,47 @@ struct Arena {
     }
 };
 
+// A side and its row of C; or, of one QP alone on a CPU, as many that follow each other as a register holds (`full`: all of it;
+// else its lanes behind the first `count` read 0 and write nothing). W: their values.
+template <class V, class W = V, bool full = true>
+struct Strip {
+    int side, at, count, phase;  // phase: which of the partial sums of a Tally
+    OPTLAYER_INLINE W operator()(const V* of_sides) const { return detail::load_rows<W, full>(of_sides + side, count); }
+    OPTLAYER_INLINE W row(const V* of_rows) const { return detail::load_rows<W, full>(of_rows + at, count); }
+    OPTLAYER_INLINE void put(V* of_sides, W x) const { detail::store_rows<full>(x, of_sides + side, count); }
+    OPTLAYER_INLINE void put_row(V* of_rows, W x) const { detail::store_rows<full>(x, of_rows + at, count); }
+};
+// A sum over sides, in as many parts as a register has scalars: the same for a lane as for a QP alone.
+template <class V, class W>
+struct Tally {
+    static constexpr int parts = lanes_of<W> > lanes_of<V> ? 1 : native_width<scalar_of<V>>;
+    W part[parts];
+    OPTLAYER_INLINE Tally() {
+        for (W& x : part) x = W(scalar_of<V>(0));
+    }
+    template <class S> OPTLAYER_INLINE void add(const S& strip, W x) { W& to = part[parts > 1 ? strip.phase : 0]; to = to + x; }
+    OPTLAYER_INLINE V sum() const {
+        if constexpr (parts == 1 && !std::is_same<V, W>::value) {
+            return part[0].folded();
+        } else {
+            W x[parts];
+            for (int i = 0; i < parts; ++i) x[i] = part[i];
+            for (int half = parts / 2; half; half /= 2)
+                for (int i = 0; i < half; ++i) x[i] = x[i] + x[i + half];
+            return x[0];
+        }
+    }
+};
+template <class V, class W> OPTLAYER_INLINE V largest_of(const W& x) {
+    if constexpr (std::is_same<V, W>::value) return x;
+    else {
+        V most = lane(x, 0);
+        for (int i = 1; i < lanes_of<W>; ++i) most = max(most, lane(x, i));
+        return most;
+    }
+}
+template <class V, class W> OPTLAYER_INLINE V smallest_of(const W& x) { return -largest_of<V>(-x); }
+
 // The inequalities, one entry a side: the upper sides of the p rows of G, their lower sides if they have any, then n lower
 // and n upper bounds. Side k belongs to row i of C = [G; I] with sign σ:  σ c_i'z + s_k = h_k,  s_k, lam_k >= 0.
 template <class V>
@@ -114,14 +155,32 @@ struct Sides {
                     f(first + j, i, V(above ? 1 : -1));
                 }
             });
-            return;
+        } else {
+            each_part([&](int count, int side, int row, V sign) { t.each(count, [&](int k) { f(side + k, row + k, sign); }); });
         }
+    }
+    // f(strip, sign) over all of them, by the register
+    template <class Tm, class F>
+    void strips(const Tm& t, F&& f) const {
+        using W = typename Tm::Wide;
+        constexpr int step = lanes_of<W> / lanes_of<V>, phases = native_width<scalar_of<V>>;
+        if constexpr (Tm::by_rows) {
+            each(t, [&](int k, int i, V sign) { f(Strip<V>{k, i, 1, 0}, sign); });
+        } else {
+            each_part([&](int count, int side, int row, V sign) {
+                const int full = count / step;
+                t.each(full, [&](int k) { f(Strip<V, W>{side + k * step, row + k * step, step, k % phases}, sign); });
+                if (step > 1 && full * step < count) f(Strip<V, W, false>{side + full * step, row + full * step, count - full * step, 0}, sign);
+            });
+        }
+    }
+
+  private:
+    template <class F>
+    void each_part(F&& f) const {
         const struct { int count, side, row, sign; } parts[] = {
             {p, 0, 0, 1}, {below, p, 0, -1}, {lower, first_lower(), base, -1}, {upper, first_upper(), base, 1}};
-        for (const auto& part : parts) {  // (one loop: so that the body is part of it)
-            const V sign = V(scalar_of<V>(part.sign));
-            t.each(part.count, [&](int k) { f(part.side + k, part.row + k, sign); });
-        }
+        for (const auto& part : parts) f(part.count, part.side, part.row, V(scalar_of<V>(part.sign)));  // (one loop: so that the body is part of it)
     }
 };
 
