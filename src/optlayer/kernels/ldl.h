@@ -405,7 +405,6 @@ struct Ldl {
         OPTLAYER_UNROLL for (int i = 0; i < count; ++i) part[i] = a[i] * b(i);
         int left = count;
         OPTLAYER_UNROLL for (int half = 4; half; half /= 2) {
-            if (half >= parts) continue;
             OPTLAYER_UNROLL for (int i = 0; i < half; ++i)
                 if (i + half < left) part[i] = part[i] + part[i + half];
             left = left < half ? left : half;
