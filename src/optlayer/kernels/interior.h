@@ -333,7 +333,8 @@ struct Interior : Verdict<Tm, V, U, D> {
         const M weak = system.weak > V(0);
         M going = which, stale = which, done = which & !which;
         Left before{V(T(1e30)), V(T(1e30))};
-        V steps = V(0), factors = V(0), slow = V(0), unseen = V(0), shrunk = V(0);  // (of each lane, as if it were alone)
+        V steps = V(0), factors = V(0), slow = V(0), unseen = V(0), shrunk = V(0), seen = V(0), cleared = V(0);  // (of each lane, as if it were alone)
+        const V side = t.max(a.rows(), Base::limits(), [&](int i) { return x.d[i] * abs(x.v[i]); }), force = largest_force(t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); }));
         const auto weigh = [&] {
             if (!any(stale & going)) return;
             factors = select(stale & going, factors + V(1), factors);
@@ -345,9 +346,11 @@ struct Interior : Verdict<Tm, V, U, D> {
             weigh();
             const Left now = residuals(any(steps > V(0)));
             slow = select(halved(now, before), V(0), slow + V(1));
-            // (residuals of a point at zero halve for ever)
-            const auto look = going & ((slow > V(0)) | (unseen >= V(S::most_unseen)));
-            unseen = select(look, V(0), unseen + V(1));
+            // Worth a look: what the largest terms do not see; and what halves for ever, as residuals of a point at zero.
+            const auto small = going & !(seen > V(0)) & (now.dual <= V(T(S::rounded_off)) * force) & (now.primal <= V(T(S::rounded_off)) * side);
+            seen = select(small, V(1), seen);
+            const auto look = going & (small | (slow > V(0)) | (unseen >= V(S::most_unseen)));
+            unseen = select(look & !small, V(0), unseen + V(1));
             if (any(look)) {
                 keep_bounds(t, x, out, look);
                 system.keep_fixed(out.z, look);
@@ -357,7 +360,9 @@ struct Interior : Verdict<Tm, V, U, D> {
                 const auto good = error <= exact;
                 done = done | (look & good & !weak);
                 const auto stuck = look & !done & (slow >= V(S::patience));
-                if (any(stuck & !good)) done = done | clear(stuck & !good, exact);
+                const auto cloudy = look & !good & (stuck | ((slow > V(0)) & !(cleared > V(0))));
+                cleared = select(cloudy, V(1), cleared);
+                if (any(cloudy)) done = done | clear(cloudy, exact);
                 const auto weaker = stuck & !done & (shrunk < V(S::shrinks));
                 system.shrink(weaker);
                 shrunk = select(weaker, shrunk + V(1), shrunk);
@@ -428,8 +433,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     template <class M>
     OPTLAYER_CALL M clear(M which, V exact) {
         const V none = V(T(Tuning<T>::cleared));
-        const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); });
-        const V force = t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); });
+        const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); }), force = largest_force(far);
         t.each(a.n, [&](int j) { out.z[j] = select(which & (a.Q_largest(j) > V(0)) & (abs(out.z[j]) <= none * far), V(0), out.z[j]); });
         t.each(a.m, [&](int i) { out.nu[i] = select(which & (abs(out.nu[i]) * a.A_largest(i) <= none * force), V(0), out.nu[i]); });
         x.each(t, [&](int k, int i, V) { out.lam[k] = select(which & (out.lam[k] <= none * force * x.d[i]), V(0), out.lam[k]); });
@@ -441,6 +445,8 @@ struct Interior : Verdict<Tm, V, U, D> {
         keep(which, error, exact);
         return which & (error <= exact);
     }
+    // The largest cost, or curvature's force so far out.
+    OPTLAYER_CALL V largest_force(V far) { return t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); }); }
     // The best point so far, or the last one of those that are good enough.
     template <class M>
     OPTLAYER_CALL void keep(M which, V error, V enough) {
