@@ -67,7 +67,7 @@ template <> struct Tuning<double> {
     static constexpr double shrink = 1e-2;
     static constexpr double firmest = 1e-5;          // from which R grows no more, where growth has spoilt a factor [tests/test_sparse.py]
     static constexpr double same_force = 1e-2;       // what changes a force by less, relative, has not changed it (go_far) [benchmarks/sparse.py]
-    static constexpr double rounded_off = 1e-15;     // residuals, beside the largest force and side, at which the polish looks at the point [benchmarks/sparse.py]
+    static constexpr double rounded_off = 5e-15;     // residuals, beside the largest force and side, at which the polish looks at the point [benchmarks/sparse.py]
     static constexpr double cleared = 1e-12;         // of the largest: may be zero but for rounding, if the judge agrees [benchmarks/sparse.py]
     static constexpr double hard_bound = 1e10;       // the weight of an active bound, in units of the variable's scale
     // What is left of a direction's equations that is worth a step of refinement, relative to the right-hand side, at least to
