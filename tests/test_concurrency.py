@@ -181,7 +181,7 @@ def test_memory_does_not_grow(backward: bool) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("length", "batch"), [(20000, 1), (200, 1500)])
+@pytest.mark.parametrize(("length", "batch"), [(60000, 1), (200, 3000)])
 def test_ctrl_c_ends_a_sparse_call(length: int, batch: int) -> None:
     """A call for one large member ends between two factorisations, one for many between two groups of members."""
     k = torch.arange(length - 1)

@@ -334,7 +334,10 @@ struct Interior : Verdict<Tm, V, U, D> {
         M going = which, stale = which, done = which & !which;
         Left before{V(T(1e30)), V(T(1e30))};
         V steps = V(0), factors = V(0), slow = V(0), unseen = V(0), shrunk = V(0), seen = V(0), cleared = V(0);  // (of each lane, as if it were alone)
-        const V side = t.max(a.rows(), Base::limits(), [&](int i) { return x.d[i] * abs(x.v[i]); }), force = largest_force(t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); }));
+        const V side = t.max(a.rows(), Base::limits(), [&](int i) { return x.d[i] * abs(x.v[i]); });
+        t.each(a.n, [&](int j) { gd[j] = V(0); });
+        a.add_Qz(t, out.z, gd);
+        const V force = t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), abs(gd[j])); });
         const auto weigh = [&] {
             if (!any(stale & going)) return;
             factors = select(stale & going, factors + V(1), factors);
@@ -433,7 +436,8 @@ struct Interior : Verdict<Tm, V, U, D> {
     template <class M>
     OPTLAYER_CALL M clear(M which, V exact) {
         const V none = V(T(Tuning<T>::cleared));
-        const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); }), force = largest_force(far);
+        const V far = t.max(a.n, V(0), [&](int j) { return abs(out.z[j]); });
+        const V force = t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); });
         t.each(a.n, [&](int j) { out.z[j] = select(which & (a.Q_largest(j) > V(0)) & (abs(out.z[j]) <= none * far), V(0), out.z[j]); });
         t.each(a.m, [&](int i) { out.nu[i] = select(which & (abs(out.nu[i]) * a.A_largest(i) <= none * force), V(0), out.nu[i]); });
         x.each(t, [&](int k, int i, V) { out.lam[k] = select(which & (out.lam[k] <= none * force * x.d[i]), V(0), out.lam[k]); });
@@ -445,8 +449,6 @@ struct Interior : Verdict<Tm, V, U, D> {
         keep(which, error, exact);
         return which & (error <= exact);
     }
-    // The largest cost, or curvature's force so far out.
-    OPTLAYER_CALL V largest_force(V far) { return t.max(a.n, V(0), [&](int j) { return larger(abs(a.q[j]), far * abs(a.curvature(j))); }); }
     // The best point so far, or the last one of those that are good enough.
     template <class M>
     OPTLAYER_CALL void keep(M which, V error, V enough) {
