@@ -17,6 +17,7 @@ from optlayer.backends import sparse as backend
 
 sp = pytest.importorskip("scipy.sparse")
 pytest.importorskip("scipy.sparse.linalg")
+linprog = pytest.importorskip("scipy.optimize").linprog
 pytestmark = pytest.mark.skipif(optlayer.available()["cpu"] is not None, reason="no compiled core")
 
 NAMES = ("Q", "q", "G", "h", "A", "b", "lb", "ub")
@@ -572,6 +573,18 @@ def test_no_gradient_from_a_factor_that_growth_has_spoilt(seed: int) -> None:
     assert (allowed @ (Q @ grad + upstream)).abs().max() < 1e-8
 
 
+def dynamics(rng: np.random.Generator, growth: float, steps: int, states: int, inputs: int) -> tuple[Any, Any]:
+    """A and b of x[k+1] = M x[k] + B u[k], variables (u, x) step by step, from a small x[0]."""
+    M = rng.standard_normal((states, states))
+    M *= growth / np.abs(np.linalg.eigvals(M)).max()
+    B = rng.standard_normal((states, inputs))
+    stay = sp.kron(sp.eye(steps), np.hstack([-B, np.eye(states)]))
+    move = sp.kron(sp.eye(steps, k=-1), np.hstack([np.zeros((states, inputs)), -M]))
+    b = np.zeros(steps * states)
+    b[:states] = M @ (1e-2 * rng.standard_normal(states))
+    return sp.csr_matrix(stay + move), b
+
+
 @pytest.mark.parametrize("seed", [0, 4, 8])
 @pytest.mark.parametrize(("growth", "steps"), [(1.0, 90), (1.3, 375)])
 def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int) -> None:
@@ -580,14 +593,7 @@ def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int
     rng = np.random.default_rng(seed)
     states, inputs = 6, 2
     n = steps * (states + inputs)
-    M = rng.standard_normal((states, states))
-    M *= growth / np.abs(np.linalg.eigvals(M)).max()
-    B = rng.standard_normal((states, inputs))
-    stay = sp.kron(sp.eye(steps), np.hstack([-B, np.eye(states)]))
-    move = sp.kron(sp.eye(steps, k=-1), np.hstack([np.zeros((states, inputs)), -M]))
-    A = sp.csr_matrix(stay + move)
-    b = np.zeros(A.shape[0])
-    b[:states] = M @ (1e-2 * rng.standard_normal(states))
+    A, b = dynamics(rng, growth, steps, states, inputs)
     q = rng.standard_normal((2, n))
     leaves = {"q": torch.tensor(q, requires_grad=True), "b": torch.tensor(b).repeat(2, 1).requires_grad_()}
     one = torch.ones(n, dtype=torch.float64)
@@ -612,6 +618,41 @@ def test_linear_programs_over_long_dynamics(growth: float, steps: int, seed: int
         v = sp.linalg.splu(sp.csc_matrix(basis.T)).solve(r[k][~held])
         assert np.abs(leaves["b"].grad[k].numpy() - v).max() <= 1e-6 * (1 + np.abs(v).max())
         assert np.abs(leaves["q"].grad[k].numpy()).max() <= 1e-9 * (1 + np.abs(v).max())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_states_that_decay_over_many_decades(seed: int) -> None:
+    """The sum of |x| as the cost of states that decay to nothing at a kink: beside its own terms hardly any row there
+    can be right, beside the largest all are."""
+    rng = np.random.default_rng(seed)
+    steps, states, inputs = 70, 8, 2
+    n, k = steps * (states + inputs), steps * states
+    A, b = dynamics(rng, 0.9, steps, states, inputs)
+    X = sp.kron(sp.eye(steps), np.hstack([np.zeros((states, inputs)), np.eye(states)]))
+    G = sp.csr_matrix(sp.bmat([[X, -sp.eye(k)], [-X, -sp.eye(k)]]))  # |x| ≤ t
+    A = sp.csr_matrix(sp.hstack([A, sp.csr_matrix((k, k))]))
+    q = np.r_[0.1 * rng.standard_normal(n) * np.tile(np.r_[np.ones(inputs), np.zeros(states)], steps), np.ones(k)]
+    lb = np.r_[np.tile(np.r_[-np.ones(inputs), np.full(states, -np.inf)], steps), np.zeros(k)]
+    ub = np.r_[-lb[:n], np.full(k, np.inf)]
+    Q = Diagonal(torch.zeros(n + k, dtype=torch.float64))
+    h = torch.zeros(2 * k, dtype=torch.float64)
+
+    def at(b: Any) -> Any:
+        return solve(Q, torch.tensor(q), G, h, A, b, lb=torch.tensor(lb), ub=torch.tensor(ub))
+
+    leaf = torch.tensor(b).repeat(3, 1).requires_grad_()
+    found = at(leaf)
+    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    truth = linprog(q, A_ub=G, b_ub=h.numpy(), A_eq=A, b_eq=b, bounds=np.c_[lb, ub], method="highs-ds", options=exact)
+    assert torch.equal(found.z[0], at(torch.tensor(b)).z)  # alone and in a batch
+    assert abs(q @ found.z[0].detach().numpy() - truth.fun) <= 2e-8 * (abs(q) @ abs(truth.x))  # (HiGHS' own digits)
+    r = torch.tensor(rng.standard_normal(n + k))
+    along = torch.tensor(np.where(b, rng.standard_normal(k), 0) * np.abs(b).max())
+    (found.z[0] @ r).backward()
+    step = 1e-6
+    wanted = (at(torch.tensor(b) + step * along).z - at(torch.tensor(b) - step * along).z) @ r / (2 * step)
+    assert leaf.grad is not None
+    assert abs(leaf.grad[0] @ along - wanted) <= 1e-5 * (1 + abs(wanted))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])

@@ -15,9 +15,10 @@ struct Interior : Verdict<Tm, V, U, D> {
     System& system;
     V* dnu;
     Point<V> best{};           // of several points
+    Point<V> whole{};          // the best of the central path, judged as one
     bool several = System::proximal;
     V idle = V(0);             // 1 where there is no objective at all
-    V best_error = V(T(1e30));
+    V best_error = V(T(1e30)), whole_error = V(T(1e30));
     V held = V(0);             // 1 where R has kept the interior loop from the rows
 
     Interior(const Tm& team, const D& data, System& elimination, Sides<V>& sides, Point<V>& point)
@@ -27,6 +28,7 @@ struct Interior : Verdict<Tm, V, U, D> {
         Base::place(w);
         dnu = w.take<V>(a.m);
         if (several) best.place(w, a.n, a.m, a.rows(), x.total());
+        if (System::proximal) whole.place(w, a.n, a.m, a.rows(), x.total());
     }
 
     // Mehrotra's loop over the lanes that are live, until lam∘s = aim (0: as small as the tolerance says); leaves s, lam and
@@ -449,7 +451,46 @@ struct Interior : Verdict<Tm, V, U, D> {
         keep(which, error, exact);
         return which & (error <= exact);
     }
+    // The largest residual of `out` beside the largest terms of its kind, in equilibrated units. (Terms that are large beside
+    // the data excuse nothing.) And the largest of rows, of forces.
+    struct AsOne { V error, far, force; };
+    OPTLAYER_CALL AsOne judge_as_one() {
+        const V of_gap = Base::look();
+        V off = V(0), far = V(0), sides = V(0), pull = V(0), force = V(0), costs = V(0), empty = V(0);
+        const auto row = [&](V unit, V largest, V over, V value, V side) {
+            off = larger(off, over / unit), far = larger(far, larger(abs(value), abs(side)) / unit), sides = larger(sides, abs(side) / unit);
+            empty = larger(empty, select((over > V(0)) & !(largest > V(0)), V(1), V(0)));  // (it has no unit)
+        };
+        x.each(t, [&](int k, int i, V sg) { row(system.side_unit(i), a.row_largest(i), x.on[k] * (sg * x.v[i] - x.h[k]), x.on[k] * x.v[i], x.on[k] * x.h[k]); });
+        t.each(a.m, [&](int i) { row(system.equality_unit(i), a.A_largest(i), abs(gp[i]), gp[i] + a.b[i], a.b[i]); });
+        t.each(a.n, [&](int j) {
+            const V unit = a.unit(j);
+            pull = larger(pull, abs(gd[j]) * unit), force = larger(force, Base::size[j] * unit), costs = larger(costs, abs(a.q[j]) * unit);
+        });
+        const auto share = [](V left, V terms, V data) {
+            const V known = select(data > V(0), min(terms, V(T(Tuning<T>::beside_data)) * data), terms);
+            return left / select(known > V(0), known, V(1));
+        };
+        const V rows = V(T(Tuning<T>::rows_as_one)) * share(off, far, sides);
+        const V worst = larger(larger(rows, share(pull, force, costs)), larger(share(out.gap, of_gap, of_gap), empty));
+        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
+        return {select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30))), far, force};
+    }
     // The best point so far, or the last one of those that are good enough.
+    template <class M>
+    OPTLAYER_CALL void keep_whole(M which) {
+        const AsOne now = judge_as_one();
+        const auto better = which & (now.error <= whole_error);
+        whole_error = select(better, now.error, whole_error);
+        if (!any(better)) return;
+        copy(better, out, whole);
+        const V none = V(T(Tuning<T>::cleared));  // (so that the derivative knows which sides it has)
+        x.each(t, [&](int k, int i, V) {
+            const V u = system.side_unit(i);
+            whole.s[k] = select(better & (out.s[k] <= none * now.far * u), V(0), whole.s[k]);
+            whole.lam[k] = select(better & (out.lam[k] * u <= none * now.force), V(0), whole.lam[k]);
+        });
+    }
     template <class M>
     OPTLAYER_CALL void keep(M which, V error, V enough) {
         const auto better = which & ((error <= best_error) | (error <= enough));
@@ -583,7 +624,7 @@ struct Interior : Verdict<Tm, V, U, D> {
     // which there is a proof. Returns those lanes.
     template <class M>
     OPTLAYER_CALL M restart(M which) {
-        which = which & (held > V(0));
+        which = which & (held > V(0)) & system.exchangeable();
         if (!any(which)) return which;
         find_interior();
         which = which & !this->prove(which, row, dnu, T(1e-9), T(1e6));
@@ -593,8 +634,9 @@ struct Interior : Verdict<Tm, V, U, D> {
 
     // Stops early and polishes; where the active set was not yet right, goes on and tries again. Returns the lanes that are left.
     template <class M>
-    OPTLAYER_CALL M approach(M open, V exact, int iterations, bool watched) {
+    OPTLAYER_CALL M approach(M which, V exact, int iterations, bool watched) {
         constexpr int stages = System::proximal ? 4 : 3;
+        M open = which;
         for (int stage = 0; stage < stages && any(open); ++stage, watched = false) {
             if constexpr (System::proximal) system.regularise(open);
             loop(open, T(Tuning<T>::stage[stage]), iterations, V(0), watched);
@@ -604,43 +646,53 @@ struct Interior : Verdict<Tm, V, U, D> {
             take_interior(open);
             if constexpr (System::proximal) {
                 const bool last = stage == stages - 1;
+                if (stage >= stages - 2) keep_whole(open);
                 if (last) separate(open);
                 drop_idle(open);
                 if (last) keep(open, judge(), exact);
-                open = open & !finish(open, exact, stage ? Tuning<T>::most_factors : Tuning<T>::few_factors);
+                const M done = finish(open, exact, stage && !System::pivots ? Tuning<T>::most_factors : Tuning<T>::few_factors);
+                which = which & !done, open = open & !done & !(whole_error <= exact);
+                open = open & !(whole_error <= exact);
             } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
                 polish(open, Tuning<T>::polish_rounds);
                 t.each(x.total(), [&](int k) { x.weight[k] = select(open, x.weight[k], x.c[k]); });
-                open = open & !(judge() <= exact);
+                which = open = open & !(judge() <= exact);
             }
         }
-        return open;
+        return which;
     }
 
     void run(T tolerance, int iterations, bool with_polish) {
         const V exact = V(tolerance * T(Tuning<T>::enough));
         const V zero = V(0);
-        auto open = zero <= zero;
+        auto open = zero <= zero, as_one = zero > zero;
         start();
         if (with_polish) {
             open = approach(open, exact, iterations, System::proximal);
             if constexpr (System::proximal)
-                if (const auto again = restart(open); any(again)) open = (open & !again) | approach(again, exact, iterations, false);
+                if (const auto again = restart(open & !(whole_error <= exact)); any(again)) open = (open & !again) | approach(again, exact, iterations, false);
         }
         // Without: the point of the central path whose gap is a tenth of what is allowed; nearer to the end digits get lost.
         Base::pairs = with_polish;
         if (!with_polish) loop(open, T(Tuning<T>::path), iterations, V(T(0.1) * tolerance) * system.unit * system.unit_dual / max(x.count, V(1)));
         if (any(open)) {  // no active set was confirmed: the interior point as it is, or the best that was found
             const bool kept = System::proximal && with_polish;
-            if (kept) copy(open, best, out);
-            else take_interior(open);
+            if (kept) {
+                copy(open, best, out);
+                as_one = open & (best_error > V(tolerance)) & (whole_error < best_error);
+                copy(as_one, whole, out);
+                as_one = as_one & (whole_error <= V(tolerance));
+                if (any(as_one)) find_interior(), as_one = as_one & !this->prove(as_one, row, dnu, T(1e-9), T(1e6));
+            } else {
+                take_interior(open);
+            }
             if (with_polish && !kept) settle_pairs(open, V(tolerance));
             weigh_interior(open);
             system.factor(x.D);
         }
         const V error = judge();
-        out.solved = select(error <= V(tolerance), select((error <= exact) & !this->loses_objective(), V(1), V(T(0.5))), zero);
+        out.solved = select(error <= V(tolerance), select((error <= exact) & !this->loses_objective(), V(1), V(T(0.5))), select(as_one, V(T(0.5)), zero));
     }
 };
 

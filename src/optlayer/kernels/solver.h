@@ -630,6 +630,12 @@ struct Group {
         }
         // refinement that does not converge is no answer: who calls must do better
         auto found = left <= V(T(Tuning<T>::converged));
+        if constexpr (System::proximal) {
+            // At a point of the central path that was judged as one, v_z may be nothing, as at a vertex: rows are seen beside their multipliers.
+            V between = V(0);
+            x.each(t, [&](int k, int i, V) { between = max(between, select((x.weight[k] > V(0)) & (x.weight[k] < half * system.hard(i)), V(1), V(0))); });
+            if (g.smoothing == 0) found = found | ((between > V(0)) & (left < far) & (size(of_z, gz) <= V(T(Tuning<T>::converged)) * force));
+        }
         if (any(found)) found = found & (misses_of_rows() <= V(T(Tuning<T>::converged)));
         if constexpr (System::proximal) found = found & (system.determined(rz, vz) | of_rows);
         for (int l = 0; l < W; ++l) converged[l] = lane(found, l);

@@ -21,7 +21,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U, Factor>, Tm, V, SparseD
     using S = Tuning<T>;
     using Base::t, Base::a, Base::z, Base::nu, Base::y, Base::rd, Base::rp, Base::vz, Base::vnu;
     using Base::unit, Base::unit_dual, Base::stationarity, Base::most_dual, Base::kappa;
-    static constexpr bool proximal = true;
+    static constexpr bool proximal = true, pivots = !std::is_same<Factor, Ldl<V>>::value;
     Factor ldl{};
 
     V *W, *R;                              // kept: D⁻¹ of the rows of G and D of the bounds; R, in the order of elimination
@@ -85,7 +85,8 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U, Factor>, Tm, V, SparseD
         const V much = select(weak > V(T(0)), V(T(S::weak_regularisation)), regularisation);
         t.each(s.order(), [&](int i) { R[s.place[i]] = select(which, much / (scale[i] * scale[i]), R[s.place[i]]); });
     }
-    // The weak R for the strong one, or the other way round.
+    // The weak R for the strong one, or the other way round, where they differ.
+    mask_of<V> exchangeable() const { return regularisation > V(T(S::weak_regularisation)); }
     template <class M> void exchange(M which) {
         weak = select(which, V(T(1)) - weak, weak);
         regularise(which);
@@ -224,6 +225,7 @@ struct SparseSystem : PointSystem<SparseSystem<Tm, V, U, Factor>, Tm, V, SparseD
     }
     // What makes a slack a number of size one.
     V side_unit(int i) const { return i < a.p ? V(T(1)) / scale[a.n + i] : scale[i - a.p]; }
+    V equality_unit(int i) const { return V(T(1)) / scale[a.n + a.p + i]; }
     // The weight of an active row or bound: so that R does not matter beside it.
     V hard(int i) const {
         if (i < a.p) return V(T(1e-2)) / R[a.pattern->place[a.n + i]];

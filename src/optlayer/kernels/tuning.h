@@ -55,10 +55,13 @@ template <> struct Tuning<double> {
     // R of a derivative that this one leaves too far from the truth: LDLᵀ without pivoting loses digits as 1/R². Of float32's
     // data so large that curvature which may be their rounding, `least_curvature` of the first R, is a tenth of it. [benchmarks/sparse.py, tests/test_derivative.py]
     static constexpr double firm = 1e-7, firm_rounded = 1e-5, least_curvature = 100;
-    static constexpr double pivoted = 1e-10;         // R where LU with pivoting takes the place of LDLᵀ [tests/test_sparse.py]
+    static constexpr double pivoted = 1e-13;         // R where LU with pivoting takes the place of LDLᵀ [tests/test_sparse.py]
     // Another start with a weaker R, where that alone keeps the interior point from rows that nearly depend on each other: its
     // distance to them, relative, is more than so much of the complementarity's and no longer falls as steps promise. [maros]
     static constexpr double weak_regularisation = 1e-13, late = 0.1;
+    // A point that is judged as one (interior.h): how much larger than costs and sides may the terms be that excuse it; how much
+    // more a row counts, for what misses rows alone may be infeasible. [tests/test_sparse.py]
+    static constexpr double beside_data = 1e4, rows_as_one = 10;
     static constexpr double broken = 1e-12;          // a violation, relative, that makes a polish take in a row
     // The polish of a sparse problem (finish, interior.h): steps and factors at most (fewer from the first, early point, for the
     // other lanes wait), steps without progress after which R shrinks, how often and how much; steps with progress that are not

@@ -114,6 +114,22 @@ struct Verdict {
 
     // The largest relative residual of `out`; leaves the residuals in gd and gp, C z in x.v.
     OPTLAYER_CALL V judge() {
+        const V of_gap = look();
+        V worst = pairs ? V(0) : out.gap / larger(of_gap, V(T(1e-30)));
+
+        const V fine = V(T(Tuning<T>::fine));
+        V of_forces = forces(false), of_rows = rows(false);
+        const bool near = any(of_forces > fine), beside = any(of_rows > fine);
+        if (near || beside) measure();
+        if (near || (beside && D::has_units)) of_forces = forces(true);
+        if (beside) of_rows = rows(true);
+        worst = larger(worst, larger(of_forces, of_rows));
+        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
+        return select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30)));
+    }
+
+    // Residuals and gap of `out`; returns the terms of the gap.
+    OPTLAYER_CALL V look() {
         const int n = a.n;
         t.each(n, [&](int j) { gd[j] = V(0); });
         a.add_Qz(t, out.z, gd);
@@ -144,18 +160,7 @@ struct Verdict {
         });
         t.largest(out.primal), t.total(hlam);
         out.gap = abs(zQz + qz + bnu + hlam - wanted_gap);
-        V worst = V(0);
-        if (!pairs) worst = out.gap / larger(objective + abs(bnu) + abs(hlam), V(T(1e-30)));
-
-        const V fine = V(T(Tuning<T>::fine));
-        V of_forces = forces(false), of_rows = rows(false);
-        const bool near = any(of_forces > fine), beside = any(of_rows > fine);
-        if (near || beside) measure();
-        if (near || (beside && D::has_units)) of_forces = forces(true);
-        if (beside) of_rows = rows(true);
-        worst = larger(worst, larger(of_forces, of_rows));
-        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
-        return select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30)));
+        return objective + abs(bnu) + abs(hlam);
     }
 
     // Farkas' proof that nothing is feasible, in the lanes of `which`:  C'y + A'nu = 0,  h'lam + b'nu < 0,  lam the parts of
