@@ -76,7 +76,7 @@ template <> struct Tuning<double> {
     // What is left of a direction's equations that is worth a step of refinement, relative to the right-hand side, at least to
     // `nothing` of the units of slacks and multipliers; of equalities, whose residual the next step sees, to `early` of what is
     // left of complementarity. [maros, benchmarks/sparse.py]
-    static constexpr double worth_refining = 1e-3, nothing = 1e-9, early = 1e-3;
+    static constexpr double worth_refining = 1e-3, nothing = 1e-9, early = 0.1;
     static constexpr double pivot_ratio = 1e-11;     // least pivot of Q at which forming M is still exact (schur.h)
     static constexpr double rank = 1e-10;            // of a column of A' (null space)
     static constexpr double least_unit = 1e-7;       // of the slacks at the start (schur.h)
