@@ -187,20 +187,21 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
     plan.size = size, plan.supernodes = int(first_.size()) - 1;
 
     // sources: what each supernode's rows update
-    sources_at_.assign(plan.supernodes + 1, 0);
+    struct Segment { int supernode, from, count; };
+    std::vector<int> segments_at(plan.supernodes + 1);
     const auto each_segment = [&](auto&& f) {
         for (int s = 0; s < plan.supernodes; ++s)
             for (int i = rows_at_[s]; i < rows_at_[s + 1];) {
                 const int to = of[rows_[i]], from = i;
                 while (i < rows_at_[s + 1] && of[rows_[i]] == to) ++i;
-                f(to, LdlPlan::Source{s, from - rows_at_[s], i - from, -1});
+                f(to, Segment{s, from - rows_at_[s], i - from});
             }
     };
-    each_segment([&](int to, const LdlPlan::Source&) { ++sources_at_[to + 1]; });
-    std::partial_sum(sources_at_.begin(), sources_at_.end(), sources_at_.begin());
-    sources_.resize(sources_at_.back());
-    std::vector<int> next(sources_at_.begin(), sources_at_.end() - 1);
-    each_segment([&](int to, const LdlPlan::Source& source) { sources_[next[to]++] = source; });
+    each_segment([&](int to, const Segment&) { ++segments_at[to + 1]; });
+    std::partial_sum(segments_at.begin(), segments_at.end(), segments_at.begin());
+    std::vector<Segment> segments(segments_at.back());
+    std::vector<int> next(segments_at.begin(), segments_at.end() - 1);
+    each_segment([&](int to, const Segment& segment) { segments[next[to]++] = segment; });
 
     // where in a panel: row i of supernode s
     const auto place_in = [&](int s, int i) {
@@ -224,36 +225,36 @@ Symbolic::Symbolic(int size, const std::vector<int>& row, const std::vector<int>
     for (const auto& [at, e] : placed) place_.push_back(at), entry_.push_back(e);
 
     // what each source subtracts: from few rows of a leaf term by term, from others that are narrow by a list of targets
-    listed_.assign(plan.supernodes, 1), terms_at_ = {0};
+    listed_.assign(plan.supernodes, 1), sources_at_ = {0}, terms_at_ = {0};
     for (int s = 0; s < plan.supernodes; ++s) {
-        int kept = sources_at_[s];
-        for (int e = sources_at_[s]; e < sources_at_[s + 1]; ++e) {
-            LdlPlan::Source source = sources_[e];
-            const int k = source.supernode, high = rows_at_[k + 1] - rows_at_[k] - source.from;
-            const int* theirs = rows_.data() + rows_at_[k] + source.from;
-            const auto each_target = [&](auto&& f) {
-                for (int c = 0; c < source.count; ++c)
-                    for (int i = c; i < high; ++i) f(c, i, (theirs[c] - first_[s]) * height_of(s) + place_in(s, theirs[i]));
+        for (int e = segments_at[s]; e < segments_at[s + 1]; ++e) {
+            const auto [k, from, count] = segments[e];
+            const int rows = rows_at_[k] + from, high = rows_at_[k + 1] - rows, depth = first_[k + 1] - first_[k];
+            const auto each_target = [&, count = count](auto&& f) {
+                for (int c = 0; c < count; ++c)
+                    for (int i = c; i < high; ++i) f(c, i, (rows_[rows + c] - first_[s]) * height_of(s) + place_in(s, rows_[rows + i]));
             };
+            LdlPlan::Source source{panel_[k] + depth + from, height_of(k), depth, first_[k], high, count, rows, -1};
             if (k < plan.few[LdlPlan::most_termwise + 1]) {
-                each_target([&](int c, int i, int to) { terms_.push_back({to, int(panel_[k]) + 1 + source.from + i, entry_[entries_at_[k] + source.from + c]}); });
+                const int* values = entry_.data() + entries_at_[k] + from;
+                each_target([&](int c, int i, int to) { terms_.push_back({to, int(source.left) + i, values[c]}); });
                 continue;
             }
-            if (LdlPlan::narrow(first_[k + 1] - first_[k], high, source.count)) {
+            if (LdlPlan::narrow(depth, high, count)) {
                 source.to = int(targets_.size());
                 each_target([&](int, int, int to) { targets_.push_back(to); });
             } else {
                 listed_[s] = 0;
             }
-            sources_[kept++] = source;
+            sources_.push_back(source);
         }
-        sources_until_.push_back(kept), terms_at_.push_back(int(terms_.size()));
+        sources_at_.push_back(int(sources_.size())), terms_at_.push_back(int(terms_.size()));
     }
     sign_.resize(size);
     for (int k = 0; k < size; ++k) sign_[k] = sign[order[k]];
 
     plan.first = first_.data(), plan.rows_at = rows_at_.data(), plan.rows = rows_.data(), plan.panel = panel_.data();
-    plan.sources_at = sources_at_.data(), plan.sources = sources_.data(), plan.sources_until = sources_until_.data();
+    plan.sources_at = sources_at_.data(), plan.sources = sources_.data();
     plan.targets = targets_.data(), plan.listed = listed_.data(), plan.terms_at = terms_at_.data(), plan.terms = terms_.data();
     plan.entries_at = entries_at_.data(), plan.entry = entry_.data(), plan.place = place_.data(), plan.sign = sign_.data();
 }

@@ -36,7 +36,7 @@ class Symbolic {
     double flops = 0;               // multiply-adds of a factorisation
 
   private:
-    std::vector<int> first_, rows_at_, rows_, sources_at_, sources_until_, targets_, terms_at_, entries_at_, entry_, place_;
+    std::vector<int> first_, rows_at_, rows_, sources_at_, targets_, terms_at_, entries_at_, entry_, place_;
     std::vector<char> listed_;
     std::vector<int64_t> panel_;
     std::vector<LdlPlan::Source> sources_;

@@ -19,11 +19,13 @@ struct LdlPlan {
     const int* rows_at;     // supernodes + 1: where its rows below begin
     const int* rows;        // ascending
     const int64_t* panel;   // supernodes + 1: where its panel begins, column-major, as high as columns and rows below
-    struct Source {         // an earlier supernode with rows among the columns of this one: rows[from, from + count)
-        int supernode, from, count;
+    struct Source {         // rows of an earlier supernode, of which the first `count` are columns of this one
+        int64_t left;       // where they are in L
+        int height, depth, pivot, high, count;  // of that panel: its height, columns, first column; rows here and below
+        int rows;           // where in `rows`
         int to;             // where in `targets` its targets begin, column by column, each from its diagonal on; -1: too many to list
     };
-    const int *sources_at, *sources_until;  // of each supernode: those that are not listed as terms
+    const int* sources_at;  // supernodes + 1: those that are not listed as terms
     const Source* sources;
     const int* targets;     // in the panel
     const char* listed;     // of each supernode: whether all of its sources' targets are
@@ -158,7 +160,7 @@ struct Ldl {
                 const int* mine = p.rows + p.rows_at[s];
                 for (int i = 0; i < below; ++i) at[mine[i]] = columns + i;
             }
-            for (int e = p.sources_at[s]; e < p.sources_until[s]; ++e) subtract_source(p.sources[e], panel, ld, rows);
+            for (int e = p.sources_at[s]; e < p.sources_at[s + 1]; ++e) subtract_source(p.sources[e], panel, ld, rows);
             if (columns == 1) {
                 const V inv = find_pivot(first, panel[0], least, worst);
                 for (int i = 1; i <= below; ++i) panel[i] = panel[i] * inv;
@@ -184,10 +186,8 @@ struct Ldl {
     // panel -= (rows of an earlier supernode) D (those of its rows that are columns here)ᵀ
     void subtract_source(const LdlPlan::Source& source, V* panel, int ld, int* rows) const {
         const LdlPlan& p = *plan;
-        const int k = source.supernode, depth = p.columns(k), below = p.below(k), height = depth + below, count = source.count;
-        const V* left = L + p.panel[k] + depth + source.from;
-        const int high = below - source.from;
-        const V* d = pivot + p.first[k];
+        const int depth = source.depth, height = source.height, high = source.high, count = source.count;
+        const V *left = L + source.left, *d = pivot + source.pivot;
         if (source.to >= 0) {  // the same operations, without what it takes to arrange them in blocks
             const int* to = p.targets + source.to;
             if (depth == 1) return subtract_listed<1>(left, height, d, high, count, panel, to);
@@ -195,7 +195,7 @@ struct Ldl {
             if (depth == 3) return subtract_listed<3>(left, height, d, high, count, panel, to);
             return subtract_listed<4>(left, height, d, high, count, panel, to);
         }
-        const int* theirs = p.rows + p.rows_at[k] + source.from;
+        const int* theirs = p.rows + source.rows;
         const int column = at[theirs[0]];
         for (int j = 0; j < depth; ++j)
             for (int c = 0; c < count; ++c) right[size_t(j) * count + c] = left[size_t(j) * height + c] * d[j];
