@@ -364,6 +364,10 @@ struct Interior : Verdict<Tm, V, U, D> {
                 keep(look, error, exact);
                 const auto good = error <= exact;
                 done = done | (look & good & !weak);
+                if (const auto early = done & small & tiny(force); any(early)) {  // (later steps would have made it nothing)
+                    const auto worse = early & !clear(early, exact);
+                    if (any(worse)) copy(worse, best, out);
+                }
                 const auto stuck = look & !done & (slow >= V(S::patience));
                 const auto cloudy = look & !good & (stuck | ((slow > V(0)) & !(cleared > V(0))));
                 cleared = select(cloudy, V(1), cleared);
@@ -432,6 +436,14 @@ struct Interior : Verdict<Tm, V, U, D> {
         const V more = fma(reach, V(T(1 + 1e-9)), V(-1));  // (beyond the side, so that it counts as broken)
         t.each(a.n, [&](int j) { out.z[j] = select(which, fma(more, dz[j], out.z[j]), out.z[j]); });
         return which;
+    }
+    // Whether there are multipliers so small beside the forces that they may be none.
+    OPTLAYER_CALL mask_of<V> tiny(V force) {
+        const V none = V(T(Tuning<T>::cleared)) * force;
+        V found = V(0);
+        t.each(a.m, [&](int i) { found = max(found, select((out.nu[i] != V(0)) & (abs(out.nu[i]) * a.A_largest(i) <= none), V(1), V(0))); });
+        x.each(t, [&](int k, int i, V) { found = max(found, select((out.lam[k] > V(0)) & (out.lam[k] <= none * x.d[i]), V(1), V(0))); });
+        return found > V(0);
     }
     // What is zero but for rounding, as zero: forces that nothing asks for, and the variables that Q would feel. (Others keep
     // their rows.) Returns the lanes whose point it makes `exact`.
