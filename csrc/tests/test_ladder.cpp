@@ -68,7 +68,7 @@ template <class T> struct Member {
 
     // A sum, that of the sizes of its terms, and what rounding may leave of it where it is zero.
     struct Sum {
-        double value = 0, terms = 0, zero = 1e-40;  // (where refinement makes what is none smaller and smaller)
+        double value = 0, terms = 0, zero = 0;
         void add(double x) { value += x, terms += std::fabs(x); }
         double share(double off) const { return std::fabs(off) <= zero ? 0 : std::fabs(off) / terms; }
         double share() const { return share(value); }
@@ -80,7 +80,7 @@ template <class T> struct Member {
             const double a = M[size_t(i) * n + j];
             sum.add(a * x[j]), entry = std::fmax(entry, std::fabs(a)), size = std::fmax(size, std::fabs(double(x[j])));
         }
-        return sum.zero = std::fmax(sum.zero, 4 * double(std::numeric_limits<T>::epsilon()) * entry * size), sum;
+        return sum.zero = 4 * double(std::numeric_limits<T>::epsilon()) * entry * size, sum;
     }
     void add_forces(Sum& sum, int j, const Numbers& y, const Numbers& mu, const Numbers& below, const Numbers& above) const {
         for (int i = 0; i < p; ++i) sum.add(double(G[size_t(i) * n + j]) * y[i]);

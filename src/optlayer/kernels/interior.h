@@ -100,10 +100,10 @@ struct Interior : Verdict<Tm, V, U, D> {
             };
             V step, dual_step;
             const auto join_steps = [&] {
-                step = dual_step = smallest_of<V>(most_s);
+                step = smallest_of<V>(most_s);
                 t.smallest(step);
+                dual_step = step;
                 if constexpr (System::proximal) dual_step = smallest_of<V>(most_lam), t.smallest(dual_step);
-                else dual_step = step;
             };
             x.strips(t, [&](auto k, V sg) {
                 const W s = k(x.s), lam = k(x.lam), moved = fma(W(sg), k.row(x.dt), k(x.r)), dl = fma(lam, moved, -k(x.ds)) * k(x.c);
@@ -485,10 +485,8 @@ struct Interior : Verdict<Tm, V, U, D> {
         };
         const V rows = V(T(Tuning<T>::rows_as_one)) * share(off, far, sides);
         const V worst = larger(larger(rows, share(pull, force, costs)), larger(share(out.gap, of_gap, of_gap), empty));
-        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
-        return {select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30))), far, force};
+        return {Base::known(worst), far, force};
     }
-    // The best point so far, or the last one of those that are good enough.
     template <class M>
     OPTLAYER_CALL void keep_whole(M which) {
         const AsOne now = judge_as_one();
@@ -503,6 +501,7 @@ struct Interior : Verdict<Tm, V, U, D> {
             whole.lam[k] = select(better & (out.lam[k] * u <= none * now.force), V(0), whole.lam[k]);
         });
     }
+    // The best point so far, or the last one of those that are good enough.
     template <class M>
     OPTLAYER_CALL void keep(M which, V error, V enough) {
         const auto better = which & ((error <= best_error) | (error <= enough));
@@ -664,7 +663,6 @@ struct Interior : Verdict<Tm, V, U, D> {
                 if (last) keep(open, judge(), exact);
                 const M done = finish(open, exact, stage && !System::pivots ? Tuning<T>::most_factors : Tuning<T>::few_factors);
                 which = which & !done, open = open & !done & !(whole_error <= exact);
-                open = open & !(whole_error <= exact);
             } else {
                 t.each(x.total(), [&](int k) { x.c[k] = x.weight[k]; });  // of the lanes that are done
                 polish(open, Tuning<T>::polish_rounds);

@@ -13,8 +13,9 @@
 //     unit, unit_dual, stationarity       of slacks, of multipliers; what is left of stationarity, in units of the forces
 //     aim                                 what lam∘s shall be at the end: of a relaxed problem not zero
 //     proximal                            whether R, small, stands on the diagonal about the last point, so that rows which
-//                                         depend on each other do no harm; then also left, regularise, firmer, shrink, keep_fixed, side_unit;
-//                                         exchange, begin, weak: a start with another R
+//                                         depend on each other do no harm; then also left, regularise, firmer, shrink, keep_fixed, pivots,
+//                                         side_unit, equality_unit;
+//                                         exchangeable, exchange, begin, weak: a start with another R
 //
 // Normal and Reduced (normal.h), Schur (schur.h), SparseSystem (sparse.h) are such systems.
 #pragma once

@@ -124,7 +124,11 @@ struct Verdict {
         if (near || (beside && D::has_units)) of_forces = forces(true);
         if (beside) of_rows = rows(true);
         worst = larger(worst, larger(of_forces, of_rows));
-        const V numbers = out.gap + out.dual + out.primal;  // infinite or NaN is the worst
+        return known(worst);
+    }
+    // The same; infinite or NaN is the worst.
+    V known(V worst) const {
+        const V numbers = out.gap + out.dual + out.primal;
         return select((worst >= V(0)) & (numbers - numbers >= V(0)), worst, V(T(1e30)));
     }
 
